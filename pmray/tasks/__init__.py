@@ -1,0 +1,1 @@
+"""Kinds of problem: their columns, encoding, model head, predictions and metrics."""

@@ -1,0 +1,115 @@
+"""What pmray needs to know about a kind of problem.
+
+A task is one small class in one file. A ``Protocol`` names its members; nobody inherits code. A task holds settings,
+never data: it travels to workers as a pickle of a few kilobytes and to disk as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmray.spec import Data, Range, Recipe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+Outcomes = NDArray[Any]
+"""One line of numbers per example, shape (rows, k); what every metric is computed from."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the data check found."""
+
+    severity: str
+    """``error`` (stops the run), ``warning`` or ``info``."""
+    check: str
+    """Which check found it, such as ``empty text``."""
+    message: str
+    """What was found and what pmray does about it."""
+    count: int = 1
+    """Rows concerned."""
+    examples: tuple[str, ...] = field(default=())
+    """Row ids of the first few rows concerned (``file:row``, the first data row is 1)."""
+
+
+class Task(Protocol):
+    """A kind of problem, bound to the labels of one data set."""
+
+    name: ClassVar[str]
+    """The name in specs."""
+    columns: ClassVar[Mapping[str, bool]]
+    """Role -> whether it is required."""
+
+    @classmethod
+    def check_spec(cls, score: str | None, columns: Mapping[str, str]) -> None:
+        """Raise ``SpecError`` for a score or a column role that the task does not have."""
+        ...
+
+    @classmethod
+    def from_data(cls, data: Data, train: pa.Table) -> Self:
+        """Find the task's settings (labels, kind) in the training rows and the spec."""
+        ...
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """Read what ``to_json`` wrote."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        ...
+
+    def check(self, table: pa.Table, split: str) -> list[Finding]:
+        """Say what is wrong with the rows of a split, before anything is paid for."""
+        ...
+
+    def default_recipe(self, family: str, parameters: int) -> Recipe:
+        """Return the published recipe for a model family (``config.model_type``) and size."""
+        ...
+
+    def default_space(self, family: str, parameters: int) -> dict[str, Range]:
+        """Return the hyper-parameters worth searching for a family and size."""
+        ...
+
+    def build(self, folder: str, **options: Any) -> torch.nn.Module:
+        """Open the pre-trained body in `folder` and put a new head on it."""
+        ...
+
+    def processor(self, folder: str) -> Any:
+        """Open the tokenizer or other processor in `folder`."""
+        ...
+
+    def encode(self, table: pa.Table, processor: Any, max_length: int) -> pa.Table:
+        """Turn rows into model inputs, with an int32 column ``length`` (tokens, pixels or samples). No labels."""
+        ...
+
+    def targets(self, table: pa.Table) -> NDArray[Any]:
+        """Turn the label column into numbers: shape (rows,) or (rows, labels)."""
+        ...
+
+    def collate(self, encoded: pa.Table, pad: int) -> dict[str, torch.Tensor]:
+        """Pad encoded rows to the longest of this batch, not of the data set."""
+        ...
+
+    def predict(self, logits: torch.Tensor) -> NDArray[np.float32]:
+        """Turn logits into score vectors, shape (rows, labels), float32."""
+        ...
+
+    def outcome(self, scores: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
+        """One line of numbers per example, from its score vector and its label."""
+        ...
+
+    def score(self, metric: str, outcomes: Outcomes, weights: NDArray[Any]) -> NDArray[np.float64]:
+        """One value of the metric for each line of weights, shape (draws, rows) -> (draws,)."""
+        ...
+
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that are reported, the deciding one first."""
+        ...

@@ -1,1 +1,104 @@
-"""pmray picks the right pre-trained model for a job and proves the choice."""
+"""pmray picks the right pre-trained model for a job, proves the choice, and keeps proving it in production.
+
+Everything public is listed here and loaded when it is first used, so that ``import pmray`` loads neither torch nor ray
+nor mlflow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pmray.data.load import Dataset, load_data
+    from pmray.errors import (
+        CandidateUnavailable,
+        ClusterError,
+        DataError,
+        EndpointError,
+        LedgerError,
+        NoVerdict,
+        PmrayError,
+        RegistryError,
+        SpecError,
+        TrialError,
+        UnknownName,
+    )
+    from pmray.evaluation import Compared, Evaluation, compare, evaluate
+    from pmray.planning import Plan, plan
+    from pmray.registry import promote
+    from pmray.serving.app import Deployed, deploy
+    from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec, load_spec, spec_from
+    from pmray.workflow import Swept, fit, rank, sweep
+
+_HOME = {
+    **dict.fromkeys(("Dataset", "load_data"), "data.load"),
+    **dict.fromkeys(
+        (
+            *("CandidateUnavailable", "ClusterError", "DataError", "EndpointError", "LedgerError", "NoVerdict"),
+            *("PmrayError", "RegistryError", "SpecError", "TrialError", "UnknownName"),
+        ),
+        "errors",
+    ),
+    **dict.fromkeys(("Compared", "Evaluation", "compare", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Plan", "plan"), "planning"),
+    "promote": "registry",
+    **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
+    **dict.fromkeys(
+        (
+            *("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"),
+            *("load_spec", "spec_from"),
+        ),
+        "spec",
+    ),
+    **dict.fromkeys(("Swept", "fit", "rank", "sweep"), "workflow"),
+}
+
+__all__ = [
+    "Candidate",
+    "CandidateUnavailable",
+    "ClusterError",
+    "compare",
+    "Compared",
+    "Data",
+    "DataError",
+    "Dataset",
+    "Decide",
+    "deploy",
+    "Deployed",
+    "EndpointError",
+    "evaluate",
+    "Evaluation",
+    "fit",
+    "LedgerError",
+    "load_data",
+    "load_spec",
+    "NoVerdict",
+    "Plan",
+    "plan",
+    "PmrayError",
+    "promote",
+    "rank",
+    "Recipe",
+    "RegistryError",
+    "Resources",
+    "Search",
+    "Serve",
+    "Spec",
+    "spec_from",
+    "SpecError",
+    "sweep",
+    "Swept",
+    "TrialError",
+    "UnknownName",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"pmray.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'pmray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -291,7 +291,7 @@ class Decide(Section):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Significance level of the paired tests after Holm's correction; intervals cover 1 - alpha."""
     prefer: Literal["latency", "parameters", "training", "score"] = "latency"
-    """What is cheap, among the models that cannot be told apart: ms per row, size, seconds of training, or none of it."""
+    """What makes one of several equally good models the winner: ms per row, size, seconds of training, or score alone."""
     max_latency_ms: float | None = Field(default=None, gt=0)
     """Slower models cannot win (single row, one worker's CPUs or GPU)."""
     max_parameters: Count | None = Field(default=None, gt=0)
@@ -427,7 +427,8 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} cannot be read ({error}); `pmray init text-classification` prints a starter.") from None
+        hint = "`pmray init text-classification` prints a starter"
+        raise SpecError(f"{path} cannot be read ({error}); {hint}.") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -452,7 +453,10 @@ def spec_from(values: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -
     return _checked(plain, "The spec", {}, list(overrides))
 
 
-def _checked(values: dict[str, Any], origin: str, lines: Mapping[tuple[str | int, ...], int], overrides: list[str]) -> Spec:
+KeyPath = tuple[str | int, ...]
+
+
+def _checked(values: dict[str, Any], origin: str, lines: Mapping[KeyPath, int], overrides: list[str]) -> Spec:
     try:
         return Spec.model_validate(values)
     except ValidationError as error:
@@ -462,7 +466,8 @@ def _checked(values: dict[str, Any], origin: str, lines: Mapping[tuple[str | int
 
 def _listing(origin: str, mistakes: Sequence[str]) -> str:
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    return "\n".join([f"{origin} cannot be used ({count}); nothing was started.", *(f"  {mistake}" for mistake in mistakes)])
+    head = f"{origin} cannot be used ({count}); nothing was started."
+    return "\n".join([head, *(f"  {mistake}" for mistake in mistakes)])
 
 
 _WORDING = {
@@ -480,7 +485,7 @@ _WORDING = {
 }
 
 
-def _mistake(detail: Any, lines: Mapping[tuple[str | int, ...], int], overrides: Sequence[str]) -> str:
+def _mistake(detail: Any, lines: Mapping[KeyPath, int], overrides: Sequence[str]) -> str:
     path = tuple(part for part in detail["loc"] if not (isinstance(part, str) and _is_union_branch(part)))
     shown = ".".join(str(part) for part in path) or "spec"
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
@@ -517,12 +522,12 @@ def _keys_at(path: Sequence[str | int]) -> list[str]:
     """The keys that a section at this path accepts, found from the models' own annotations."""
     section: Any = Spec
     for part in path:
-        if isinstance(part, str) and isinstance(section, type) and issubclass(section, Section) and part in section.model_fields:
-            section = _section_of(section.model_fields[part].annotation)
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
+        if section and part in section.model_fields:
+            section = _section_of(section.model_fields[str(part)].annotation)
+    return list(section.model_fields) if section else []
 
 
-def _section_of(annotation: Any) -> Any:
+def _section_of(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and not get_origin(annotation):
         return annotation if issubclass(annotation, Section) else None
     return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
@@ -542,7 +547,8 @@ def _override(values: dict[str, Any], override: str) -> None:
                 target[part] = {}
             target = target[part]
         if isinstance(target, str):
-            raise SpecError(f"--set {override}: `{'.'.join(parts[: position + 1])}` is text, it has no `{parts[position + 1]}`.")
+            where = ".".join(parts[: position + 1])
+            raise SpecError(f"--set {override}: `{where}` is text, it has no `{parts[position + 1]}`.")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -559,9 +565,9 @@ def _position(target: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _lines(node: yaml.Node | None, path: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], int]:
+def _lines(node: yaml.Node | None, path: KeyPath = ()) -> dict[KeyPath, int]:
     """Line number of every key, by its path."""
-    found: dict[tuple[str | int, ...], int] = {}
+    found: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             found[(*path, key.value)] = key.start_mark.line + 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pmray.scoring.metrics import Metric
 from pmray.spec import Data, Range, Recipe
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Task(Protocol):
     columns: ClassVar[Mapping[str, bool]]
     """Role -> whether it is required."""
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        ...
+
     @classmethod
     def check_spec(cls, score: str | None, columns: Mapping[str, str]) -> None:
         """Raise ``SpecError`` for a score or a column role that the task does not have."""
@@ -78,8 +84,8 @@ class Task(Protocol):
         """Return the hyper-parameters worth searching for a family and size."""
         ...
 
-    def build(self, folder: str, **options: Any) -> torch.nn.Module:
-        """Open the pre-trained body in `folder` and put a new head on it."""
+    def build(self, folder: str, config: Any, pad: int, **options: Any) -> torch.nn.Module:
+        """Open the pre-trained body in `folder` with this configuration and put a new head on it."""
         ...
 
     def processor(self, folder: str) -> Any:
@@ -98,6 +104,10 @@ class Task(Protocol):
         """Pad encoded rows to the longest of this batch, not of the data set."""
         ...
 
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Loss of each row, shape (rows,)."""
+        ...
+
     def predict(self, logits: torch.Tensor) -> NDArray[np.float32]:
         """Turn logits into score vectors, shape (rows, labels), float32."""
         ...
@@ -106,10 +116,46 @@ class Task(Protocol):
         """One line of numbers per example, from its score vector and its label."""
         ...
 
+    def paired_outcome(self, said: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
+        """As ``outcome``, from predictions in the form of ``targets`` instead of score vectors."""
+        ...
+
     def score(self, metric: str, outcomes: Outcomes, weights: NDArray[Any]) -> NDArray[np.float64]:
         """One value of the metric for each line of weights, shape (draws, rows) -> (draws,)."""
         ...
 
+    def metric(self, name: str) -> Metric:
+        """Return the metric as a function of (outcomes, weights)."""
+        ...
+
     def metrics(self) -> Sequence[str]:
-        """Names of the metrics that are reported, the deciding one first."""
+        """Names of the metrics that are reported."""
+        ...
+
+    def class_metrics(self) -> Mapping[str, Mapping[str, Metric]]:
+        """Label -> metric name -> metric of that label alone; empty where a task has no labels."""
+        ...
+
+    def right(self, outcomes: Outcomes) -> NDArray[np.bool_]:
+        """Whether each row's prediction is right, shape (rows,)."""
+        ...
+
+    def default_score(self) -> str:
+        """Name of the metric that decides when the spec names none."""
+        ...
+
+    def check_score(self, score: str) -> None:
+        """Raise ``SpecError`` for a metric that does not fit these labels."""
+        ...
+
+    def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
+        """Return the task with decision thresholds fitted to validation rows; itself where there are none."""
+        ...
+
+    def said(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """Predictions in the form of ``targets``."""
+        ...
+
+    def answer(self, scores: NDArray[Any]) -> dict[str, Any]:
+        """One row's prediction as plain values, for an endpoint."""
         ...

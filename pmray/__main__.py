@@ -1,0 +1,5 @@
+"""``python -m pmray``."""
+
+from pmray.cli import main
+
+main()

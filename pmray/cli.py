@@ -1,0 +1,292 @@
+"""The command line: one thin command a verb. Parse, call, print.
+
+Notes, tables and progress go to standard error; ``--json`` writes one JSON document to standard output. Exit codes: 0
+done, 1 an error that the message explains, 2 wrong usage, 3 the run ended without a verdict, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from pmray.errors import NoVerdict, PmrayError
+
+if TYPE_CHECKING:
+    from pmray.spec import Spec
+
+app = typer.Typer(
+    name="pmray",
+    help="Picks the right pre-trained model for a job and proves the choice, on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+SpecFile = Annotated[Path, typer.Argument(help="Spec file (YAML); `pmray init TASK` prints a starter.", metavar="SPEC")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the spec, such as search.trials=4. May be repeated.", metavar="KEY=VALUE"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster, such as auto or ray://head:10001. Default: RAY_ADDRESS, or this machine.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="A candidate that cannot be had is an error.")]
+Registry = Annotated[
+    str | None, typer.Option(help="MLflow tracking URI. Default: sqlite:///runs/registry.db.", metavar="URI")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Role=column of the data, such as text=message. May be repeated.", metavar="ROLE=NAME"),
+]
+
+DEFAULT_STORAGE = "runs"
+
+
+@app.command()
+def init(task: Annotated[str, typer.Argument(help="Such as text-classification.")]) -> None:
+    """Print a commented starter spec for a task."""
+    from pmray.starter import starter_spec
+
+    sys.stdout.write(starter_spec(task))
+
+
+@app.command()
+def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_json: AsJson = False) -> None:
+    """Print what a spec will run, how long that may take and how much disk it needs; run nothing."""
+    from dataclasses import asdict
+
+    from pmray.planning import plan as make_plan
+    from pmray.report.console import people
+    from pmray.report.plan import plan_table
+
+    made = make_plan(_spec(spec, set_), address=address)
+    _print(asdict(made), as_json, lambda: people().print(plan_table(made)))
+
+
+@app.command()
+def rank(
+    spec: SpecFile, set_: Overrides = None, address: Address = None, strict: Strict = False, as_json: AsJson = False
+) -> None:
+    """Order the candidates without fine-tuning them."""
+    from dataclasses import asdict
+
+    from pmray.workflow import rank as rank_candidates
+
+    ranked = rank_candidates(_spec(spec, set_), address=address, strict=strict)
+    _print([asdict(one) for one in ranked], as_json)
+
+
+@app.command()
+def sweep(
+    spec: SpecFile,
+    set_: Overrides = None,
+    address: Address = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run aside and start over.")] = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find, prove, export and register the best model. Run it again to continue after any interruption."""
+    from pmray.workflow import sweep as run_sweep
+
+    swept = run_sweep(_spec(spec, set_), address=address, fresh=fresh, strict=strict)
+    result = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), **swept.verdict.to_json()}
+    _print(result, as_json)
+
+
+@app.command()
+def fit(
+    spec: SpecFile,
+    candidate: Annotated[str, typer.Option(help="Name of the candidate.")],
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Change the default recipe, such as lr=3e-5.", metavar="KEY=VALUE")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
+    set_: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune one candidate and export it; the test rows stay sealed."""
+    from pmray.bundle import open_bundle
+    from pmray.workflow import fit as fit_candidate
+
+    folder = fit_candidate(
+        _spec(spec, set_), candidate, recipe=_pairs(recipe, "--recipe"), seed=seed, address=address
+    )
+    settings = dict(open_bundle(folder).settings)
+    shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
+    _print({**shown, "settings": settings}, as_json, lambda: _say(shown))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Bundle folder, NAME[@alias] in the registry, or URL of an endpoint.")],
+    data: Annotated[str, typer.Argument(help="Labelled rows: file, glob, folder, URL or hub:NAME.")],
+    column: Columns = None,
+    registry: Registry = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Also write every row's prediction (.parquet or .csv).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on labelled rows, with intervals; the same numbers offline and through its endpoint."""
+    from pmray.evaluation import evaluate as evaluate_model
+    from pmray.evaluation import save_predictions
+    from pmray.report.console import people
+    from pmray.report.evaluation import evaluation_table
+
+    console = people()
+    found = evaluate_model(model, data, registry=_registry(registry), columns=_pairs(column, "--column"))
+    if predictions:
+        save_predictions(found, predictions)
+    _print(found.to_json(), as_json, lambda: console.print(evaluation_table(found)))
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more models, then the labelled data.", metavar="MODEL... DATA")],
+    column: Columns = None,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models on the same labelled rows, with paired tests."""
+    from pmray.evaluation import compare as compare_models
+    from pmray.report.console import people
+    from pmray.report.evaluation import comparison_table
+
+    if len(models) < 3:
+        raise typer.BadParameter("give two or more models, and the data last")
+    *names, data = models
+    found = compare_models(names, data, registry=_registry(registry), columns=_pairs(column, "--column"))
+    _print(found.to_json(), as_json, lambda: people().print(comparison_table(found)))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Bundle folder, or NAME[@alias] in the registry.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Listen beyond this machine although anybody may then ask.")
+    ] = False,
+    registry: Registry = None,
+    address: Address = None,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C."""
+    from pmray.report.console import people
+    from pmray.serving.app import deploy
+    from pmray.spec import Serve
+
+    console = people()
+    settings = Serve(host=host, port=port, replicas=replicas)
+    with deploy(model, serve=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed:
+        console.print(f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it")
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.pause()
+
+
+@app.command()
+def promote(
+    reference: Annotated[str, typer.Argument(help="NAME/VERSION, or NAME@ALIAS.")],
+    alias: Annotated[str, typer.Option(help="The alias it gets.")] = "champion",
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a registered version the champion."""
+    from pmray.registry import promote as promote_version
+
+    found = promote_version(reference, _registry(registry), alias=alias)
+    shown = {"name": found.name, "version": found.version, "aliases": list(found.aliases), "folder": str(found.folder)}
+    _print(shown, as_json, lambda: _say(shown))
+
+
+@app.command()
+def runs(
+    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE), as_json: AsJson = False
+) -> None:
+    """List runs, their state and their winners."""
+    from pmray.report.console import people
+    from pmray.report.plan import runs_table
+    from pmray.run import list_runs
+
+    found = list_runs(storage)
+    _print(found, as_json, lambda: people().print(runs_table(found)))
+
+
+@app.command()
+def demo(
+    storage: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path(DEFAULT_STORAGE),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole story on embedded product reviews: rank, sweep, decide, register, serve, evaluate."""
+    from pmray.demo.story import tell
+
+    result = tell(storage, fresh=fresh)
+    _print(result, as_json, lambda: None)
+
+
+def main() -> NoReturn:
+    """Run the command line; known errors become one message, never a traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=True)
+    except PmrayError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(3 if isinstance(error, NoVerdict) else 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was finished is in the run folder, and the same command continues\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _terminated(*_: object) -> NoReturn:
+    """SIGTERM leaves the way that Ctrl-C does, so that Ray and its processes are closed."""
+    raise KeyboardInterrupt
+
+
+def _spec(path: Path, overrides: list[str] | None) -> Spec:
+    from pmray.spec import load_spec
+
+    return load_spec(path, overrides or ())
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
+    """``key=value`` strings as a dictionary; values are read as YAML."""
+    import yaml
+
+    pairs = {}
+    for one in given or ():
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{option} needs KEY=VALUE, but got {one!r}")
+        pairs[key.strip()] = yaml.safe_load(value)
+    return pairs
+
+
+def _registry(uri: str | None) -> str:
+    return uri or f"sqlite:///{Path(DEFAULT_STORAGE).absolute() / 'registry.db'}"
+
+
+def _say(values: dict[str, Any]) -> None:
+    from pmray.report.console import key_values, people
+
+    people().print(key_values("", values))
+
+
+def _print(values: Any, as_json: bool, show: Any = lambda: None) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
+    else:
+        show()
+
+
+def _plain(value: object) -> object:
+    return float(value) if hasattr(value, "__float__") else str(value)

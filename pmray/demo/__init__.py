@@ -1,0 +1,1 @@
+"""The whole story on real sentences that pmray carries with it."""

@@ -1,0 +1,110 @@
+"""Connect to a Ray cluster, or start one on this machine, and know what it holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from pmray.errors import ClusterError
+from pmray.spec import Resources
+
+SETTINGS = {
+    # pmray writes its own ledger; Tune's CSV, JSON and TensorBoard files would repeat it.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C then raises KeyboardInterrupt, and the way out is ours: nothing stays behind.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # pmray draws its own progress.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    # Worker groups on a busy machine start slowly; a plan that does not fit is refused before, so waiting is safe.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Relative paths mean the folder where the user is.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster holds in all."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[Capacity]:
+    """Connect to a cluster for a block; a cluster that was started for the block ends with it.
+
+    Args:
+        address: ``host:port``, ``ray://host:port`` or ``auto``; by default ``RAY_ADDRESS``, or else a cluster of this
+            machine's cores.
+
+    Raises:
+        ClusterError: The cluster cannot be reached.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    ours = not ray.is_initialized()
+    if ours:
+        address = address or os.environ.get("RAY_ADDRESS")
+        options = {} if address else {"include_dashboard": False}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
+                "address out to use this machine."
+            ) from None
+    # Tune and Train log each step of theirs at INFO and WARNING.
+    for logger in ("ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield capacity()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def capacity() -> Capacity:
+    """What the connected cluster holds in all."""
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes)
+
+
+def at_a_time(demands: Mapping[str, Resources], cluster: Capacity, limit: int | None = None) -> int:
+    """How many trials of these candidates the cluster holds at once, whichever they are.
+
+    Args:
+        demands: Candidate -> what one trial gets.
+        cluster: What there is.
+        limit: Largest answer.
+
+    Raises:
+        ClusterError: A candidate asks for more than there is; says which, with the arithmetic.
+    """
+    for name, one in demands.items():
+        for kind, asked, total in (
+            ("CPUs", one.workers * one.cpus_per_worker, cluster.cpus),
+            ("GPUs", one.workers * one.gpus_per_worker, cluster.gpus),
+        ):
+            if asked > total:
+                each = one.cpus_per_worker if kind == "CPUs" else one.gpus_per_worker
+                raise ClusterError(
+                    f"candidate {name!r} asks for {one.workers} workers x {each:g} {kind} = {asked:g}, but the cluster has "
+                    f"{total:g} on {cluster.nodes} node(s); lower `resources`, or connect to a larger cluster."
+                )
+    fits = min(
+        min(
+            cluster.cpus // (one.workers * one.cpus_per_worker),
+            cluster.gpus // (one.workers * one.gpus_per_worker) if one.gpus_per_worker else float("inf"),
+        )
+        for one in demands.values()
+    )
+    return max(1, min(int(fits), limit or int(fits)))

@@ -1,0 +1,130 @@
+"""Fit on N workers with Ray Train: carries out works one after the other in one worker group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from pmray.spec import Resources
+from pmray.training.loop import Rung
+from pmray.training.trial import Facts, Work, carry_out
+
+FACTS = "facts.json"
+"""Written when a fit is complete, so that a worker group that lost a worker does not repeat finished fits."""
+
+
+def fit_groups(
+    groups: Mapping[str, Sequence[Work]],
+    resources: Mapping[str, Resources],
+    *,
+    at_a_time: int,
+    scratch: Path,
+    on_rung: Callable[[Work, Rung], None],
+    on_end: Callable[[Work, Facts], None],
+) -> None:
+    """Carry out groups of works, each group in a Ray Train worker group of its own, several groups at a time.
+
+    Args:
+        groups: Group name -> works, such as the seeds of a finalist.
+        resources: Group name -> workers and their resources.
+        at_a_time: Groups that run at once.
+        scratch: Folder for Ray Train's own files; removed by the caller.
+        on_rung: Called in the driver when a work reaches a rung.
+        on_end: Called in the driver when a work has ended, well or not.
+    """
+    works = {work.key: work for group in groups.values() for work in group}
+    queue = Queue(actor_options={"num_cpus": 0})
+    waiting = list(groups)
+    running: dict[ray.ObjectRef[None], str] = {}
+    ended: set[str] = set()
+
+    def drain(timeout: float) -> None:
+        try:
+            key, news = queue.get(timeout=timeout)
+        except Empty:
+            return
+        if isinstance(news, Facts):
+            if key not in ended:
+                ended.add(key)
+                on_end(works[key], news)
+        else:
+            on_rung(works[key], news)
+
+    while waiting or running:
+        while waiting and len(running) < at_a_time:
+            name = waiting.pop(0)
+            running[_fit_group.remote(list(groups[name]), resources[name], queue, name, str(scratch))] = name
+        drain(timeout=0.5)
+        done, _ = ray.wait(list(running), timeout=0)
+        for reference in done:
+            name = running.pop(reference)
+            error = _error_of(reference)
+            while not queue.empty():
+                drain(timeout=0)
+            for work in groups[name]:
+                if work.key not in ended:
+                    ended.add(work.key)
+                    on_end(work, Facts(status="failed", error=error or "the worker group ended without a result"))
+    queue.shutdown()
+
+
+def _error_of(reference: ray.ObjectRef[None]) -> str | None:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return str(error).strip()[-1000:]
+    return None
+
+
+def scaling(resources: Resources) -> ScalingConfig:
+    """Ray Train's form of a candidate's resources."""
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return ScalingConfig(
+        num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+    )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit_group(works: Sequence[Work], resources: Resources, queue: Queue, name: str, scratch: str) -> None:
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"works": works, "queue": queue},
+        scaling_config=scaling(resources),
+        # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
+        run_config=RunConfig(name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=2)),
+    )
+    trainer.fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Every worker of the group runs this; rank 0 speaks for all, since all hold the same scores."""
+    queue: Queue = config["queue"]
+    first = ray.train.get_context().get_world_rank() == 0
+    for work in config["works"]:
+        done = work.checkpoint / FACTS
+        if done.is_file():
+            facts = read_facts(done)
+        else:
+            facts = carry_out(work, lambda rung, key=work.key: queue.put((key, rung)) if first else None)
+            if first and facts.status == "done":
+                done.write_text(json.dumps(asdict(facts)))
+        if first:
+            queue.put((work.key, facts))
+        # A barrier: no worker begins the next fit, or looks for its file, before all have ended this one.
+        ray.train.report({"status": facts.status})
+
+
+def read_facts(path: Path) -> Facts:
+    """Read the facts of a finished fit."""
+    values = json.loads(path.read_text())
+    return Facts(**{**values, "curve": tuple((int(examples), float(score)) for examples, score in values["curve"])})

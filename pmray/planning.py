@@ -1,0 +1,195 @@
+"""What a spec will do, how long that may take and how much disk it needs, without doing it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from pmray import preparation
+from pmray.data.encode import Encoded
+from pmray.distributed.cluster import Capacity, at_a_time, connected
+from pmray.preparation import Prepared
+from pmray.report.console import people
+from pmray.spec import Log, Range, Spec, Uniform
+from pmray.training.loop import bf16_is_fast
+from pmray.training.model import Pretrained
+
+SHARE_OF_PRODUCTS = 0.3
+"""Part of a fine-tuning step that is matrix products; measured on encoders of 10 to 100 M parameters on CPUs."""
+
+SAMPLE = 200
+"""Training rows that are tokenized to know their mean length."""
+
+
+@dataclass(frozen=True)
+class PlannedCandidate:
+    """A candidate's part in the plan."""
+
+    name: str
+    model: str
+    family: str
+    parameters: int
+    recipe: dict[str, Any]
+    """The default recipe, which is tried first."""
+    space: dict[str, str]
+    workers: int
+    cpus: float
+    gpus: float
+    tokens: float
+    """Mean of a training row."""
+    seconds: float
+    """Of one full trial, roughly."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run."""
+
+    name: str
+    task: str
+    metric: str
+    labels: tuple[str, ...]
+    rows: dict[str, int]
+    candidates: tuple[PlannedCandidate, ...]
+    unavailable: dict[str, str]
+    rungs: tuple[int, ...]
+    """Examples after which trials are compared."""
+    trials: int
+    finalists: int
+    seeds: int
+    at_a_time: int
+    cpus: float
+    gpus: float
+    examples: int
+    """Seen in training, over all trials and fits, if halving stops none."""
+    disk_bytes: int
+    """At most at one time: encoded data, finalists' weights, bundle."""
+    seconds: float
+    """Roughly and at most: halving stops trials early."""
+
+
+def plan(spec: Spec, *, address: str | None = None, console: Console | None = None) -> Plan:
+    """Check data and candidates, and reckon what the sweep will cost. Nothing is encoded or trained.
+
+    Args:
+        spec: The job.
+        address: Of a Ray cluster; by default this machine, and Ray is not started.
+        console: For progress.
+
+    Raises:
+        DataError: The data cannot be used.
+        ClusterError: A candidate asks for more than there is.
+    """
+    console = console or people()
+    prepared = preparation.prepare(spec, console, encode=False)
+    if address:
+        with connected(address) as cluster:
+            pass
+    else:
+        cluster = Capacity(float(os.cpu_count() or 1), float(torch.cuda.device_count()), 1)
+    resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
+    parallel = at_a_time(resources, cluster, spec.search.concurrency)
+    rate = _products_per_second()
+    planned = tuple(_planned(prepared, one, rate) for one in prepared.candidates)
+    slowest = sorted((one.seconds for one in planned), reverse=True)
+    finalists = min(spec.search.finalists, len(planned))
+    # Trials are spread over candidates; finalists may be the slowest ones.
+    sweep_seconds = spec.search.trials * sum(slowest) / len(slowest)
+    fits = finalists * spec.search.seeds
+    final_seconds = spec.search.seeds * sum(slowest[:finalists])
+    rows = {name: len(getattr(prepared.dataset, name)) for name in ("train", "validation", "test")}
+    weights = sum(sorted((4 * one.parameters for one in planned), reverse=True)[:finalists]) * spec.search.seeds
+    encoded = len(set(prepared.encodings.values())) * sum(rows.values()) * 8 * int(max(one.tokens for one in planned) + 4)
+    return Plan(
+        name=spec.name,
+        task=spec.task,
+        metric=prepared.metric,
+        labels=prepared.task.labels,
+        rows=rows,
+        candidates=planned,
+        unavailable=dict(prepared.unavailable),
+        rungs=tuple(prepared.rungs),
+        trials=spec.search.trials,
+        finalists=finalists,
+        seeds=spec.search.seeds,
+        at_a_time=parallel,
+        cpus=cluster.cpus,
+        gpus=cluster.gpus,
+        examples=round((spec.search.trials + fits) * prepared.rungs[-1]),
+        disk_bytes=weights + encoded + 4 * max(one.parameters for one in planned),
+        seconds=(sweep_seconds + final_seconds) / parallel,
+    )
+
+
+def _planned(prepared: Prepared, one: Pretrained, rate: float) -> PlannedCandidate:
+    arm, resources = prepared.arms[one.name], prepared.spec.resources_of(one.candidate)
+    tokens = _mean_tokens(prepared, one)
+    # A step multiplies every weight of the layers two times forward and four times backward (Kaplan et al. 2020).
+    operations = 6 * one.layer_parameters * tokens * arm.default.epochs * len(prepared.dataset.train)
+    workers = resources.workers * max(1.0, resources.cpus_per_worker)
+    return PlannedCandidate(
+        name=one.name,
+        model=one.candidate.model,
+        family=one.family,
+        parameters=one.parameters,
+        recipe=arm.default.model_dump(),
+        space={field: show_range(values) for field, values in arm.space.items()},
+        workers=resources.workers,
+        cpus=resources.cpus_per_worker,
+        gpus=resources.gpus_per_worker,
+        tokens=round(tokens, 1),
+        seconds=operations / (rate * SHARE_OF_PRODUCTS * workers),
+    )
+
+
+def _mean_tokens(prepared: Prepared, one: Pretrained) -> float:
+    rows = prepared.dataset.train.slice(0, SAMPLE)
+    encoded = prepared.task.encode(rows, prepared.task.processor(one.folder), prepared.arms[one.name].default.max_length)
+    return float(Encoded(encoded, encoded["length"].to_numpy(), 0).lengths.mean())
+
+
+def _products_per_second() -> float:
+    """Operations per second of matrix products of a small encoder's shape, on one core (or the GPU)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.bfloat16 if bf16_is_fast() else torch.float32
+    a, b = torch.randn(768, 384, device=device, dtype=kind), torch.randn(384, 1536, device=device, dtype=kind)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            a @ b
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < 0.2:
+            (a @ b).sum().item()
+            count += 1
+        return 2 * 768 * 384 * 1536 * count / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def show_range(values: Range) -> str:
+    """Write a search range as in a spec.
+
+    >>> show_range(Log(log=(1e-5, 1e-4)))
+    'log 1e-05 to 0.0001'
+    """
+    if isinstance(values, Log):
+        return f"log {values.log[0]:g} to {values.log[1]:g}"
+    if isinstance(values, Uniform):
+        return f"{values.uniform[0]:g} to {values.uniform[1]:g}"
+    return " | ".join(str(value) for value in values.choice)
+
+
+def rungs_text(rungs: Sequence[int]) -> str:
+    """Write rungs as a person reads them.
+
+    >>> rungs_text([300, 900, 2700])
+    '300 > 900 > 2700 examples'
+    """
+    return " > ".join(str(rung) for rung in rungs) + " examples"

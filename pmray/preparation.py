@@ -1,0 +1,235 @@
+"""Everything that happens before compute is spent: load and check data, find candidates, settle recipes, encode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from pmray import plugins
+from pmray.data.check import Finding
+from pmray.data.encode import encode_splits, encoding_key
+from pmray.data.load import Dataset, cached_data
+from pmray.data.split import sample
+from pmray.errors import CandidateUnavailable, NoVerdict
+from pmray.report.console import steps
+from pmray.selection.ledger import Outcome, Stage, outcome_key
+from pmray.selection.search import Arm
+from pmray.spec import Candidate, Choice, Recipe, Spec
+from pmray.tasks.base import Task
+from pmray.training.loop import rungs_of
+from pmray.training.model import Pretrained, check_processor, locate
+from pmray.training.trial import Work, recipe_length
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked data, sound candidates and their recipes; all that stages need, and nothing of Ray."""
+
+    spec: Spec
+    task: Task
+    metric: str
+    dataset: Dataset
+    """``test`` has no labels: they stay sealed on disk."""
+    findings: Sequence[Finding]
+    cache: Path
+    candidates: Sequence[Pretrained]
+    unavailable: Mapping[str, str]
+    """Candidate -> why it takes no part."""
+    arms: Mapping[str, Arm]
+    """Candidate -> default recipe and space."""
+    rungs: Sequence[int]
+    """Examples after which trials are compared, the same for all."""
+    data_from_cache: bool
+    encodings: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """(candidate, tokens of a row) -> key of the encoded data."""
+
+    def pretrained(self, name: str) -> Pretrained:
+        """The candidate of that name."""
+        return next(one for one in self.candidates if one.name == name)
+
+    def key(self, stage: Stage, one: Pretrained, recipe: Mapping[str, object], seed: int, budget: int) -> str:
+        """Key of an outcome; see ``outcome_key``."""
+        identity = {"revision": one.revision, "layers": one.candidate.layers}
+        settings = json.dumps([self.dataset.key, self.task.to_json(), self.metric], sort_keys=True)
+        return outcome_key(stage, settings, identity, recipe, seed, budget)
+
+    def work(self, stage: Stage, name: str, recipe: Recipe, seed: int, run: Path | None = None) -> Work:
+        """Everything a worker must know for a trial."""
+        one = self.pretrained(name)
+        budget = rungs_of(recipe, len(self.dataset.train), 0, 1)[-1]
+        early = [rung for rung in self.rungs if rung < budget] if stage == "sweep" else self._epochs(recipe, budget)
+        return Work(
+            key=self.key(stage, one, recipe.model_dump(), seed, budget),
+            pretrained=one,
+            recipe=recipe,
+            seed=seed,
+            task=self.task.to_json(),
+            metric=self.metric,
+            rungs=(*early, budget),
+            cache=str(self.cache),
+            data=self.dataset.key,
+            encoding=self.encodings[name, recipe_length(recipe, one)],
+            run=None if run is None else str(run),
+        )
+
+    def _epochs(self, recipe: Recipe, budget: int) -> list[int]:
+        """Finalists are scored after every epoch, and keep their best."""
+        rows = len(self.dataset.train)
+        return [rows * epoch for epoch in range(1, int(recipe.epochs) + 1) if rows * epoch < budget]
+
+    def ranking_rows(self) -> NDArray[np.int64]:
+        """Positions of the training rows on which candidates are ranked, a stratified sample."""
+        train = self.dataset.train
+        chosen = sample(train, self.spec.search.rank_rows, "label", self.spec.search.seed)["row_id"].to_pylist()
+        place = {row_id: position for position, row_id in enumerate(train["row_id"].to_pylist())}
+        return np.array(sorted(place[row_id] for row_id in chosen), dtype=np.int64)
+
+
+def prepare(spec: Spec, console: Console, *, strict: bool = False, encode: bool = True) -> Prepared:
+    """Do everything that can fail cheaply before anything that is dear.
+
+    Args:
+        spec: The job.
+        console: Progress and notes go here.
+        strict: A candidate that cannot be had is an error, instead of a note.
+        encode: Also encode the data, which ``plan`` leaves out.
+
+    Raises:
+        DataError: The data cannot be used; nothing was started.
+        SpecError: The score does not fit the labels.
+        CandidateUnavailable: With `strict`.
+        NoVerdict: No candidate at all can be had.
+    """
+    kind = plugins.task_class(spec.task)
+    cache = spec.folder.parent / "cache"
+    with console.status("reading and checking data"):
+        dataset, from_cache = cached_data(spec.data, kind.columns, cache)
+        task: Task = kind.from_data(spec.data, dataset.train)
+        metric = spec.score or task.default_score()
+        task.check_score(metric)
+        splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+        own = [finding for name, table in splits.items() for finding in task.check(table, name)]
+    candidates, unavailable = _locate_all(spec, task, console, strict)
+    arms = {one.name: _arm(one, task, spec.candidate(one.name)) for one in candidates}
+    longest = max(rungs_of(arm.default, len(dataset.train), 0, 1)[-1] for arm in arms.values())
+    rungs = rungs_of(
+        Recipe(epochs=longest / len(dataset.train)), len(dataset.train), spec.search.rungs, spec.search.reduction
+    )
+    prepared = Prepared(
+        spec=spec,
+        task=task,
+        metric=metric,
+        dataset=dataset,
+        findings=[*dataset.findings, *own],
+        cache=cache,
+        candidates=candidates,
+        unavailable=unavailable,
+        arms=arms,
+        rungs=rungs,
+        data_from_cache=from_cache,
+    )
+    keys = {
+        (name, length): encoding_key(dataset.key, task, prepared.pretrained(name).processor, length)
+        for name, arm in arms.items()
+        for length in _lengths(arm, prepared.pretrained(name))
+    }
+    prepared = replace(prepared, encodings=keys)
+    if encode:
+        encode_all(prepared, console)
+    return prepared
+
+
+def encode_all(prepared: Prepared, console: Console) -> int:
+    """Encode the data for every tokenizer and length; returns the rows that were encoded now, not found in the cache."""
+    splits = {
+        "train": prepared.dataset.train,
+        "validation": prepared.dataset.validation,
+        "test": prepared.dataset.test,
+    }
+    rows = sum(len(table) for table in splits.values())
+    wanted = {key: (name, length) for (name, length), key in prepared.encodings.items()}
+    done = 0
+    with steps(console, "encoding", rows * len(wanted)) as advance:
+        for key, (name, length) in wanted.items():
+            folder = prepared.pretrained(name).folder
+            done += encode_splits(
+                splits,
+                prepared.task,
+                lambda folder=folder: prepared.task.processor(folder),
+                key=key,
+                max_length=length,
+                cache=prepared.cache,
+                progress=advance,
+            )
+    if done:
+        console.print(f"encoded {rows} rows with {len(wanted)} tokenizer(s), once for all trials")
+    else:
+        console.print(f"encoded 0 rows: {rows} rows x {len(wanted)} tokenizer(s) are in the cache")
+    return done
+
+
+def unavailable_outcomes(prepared: Prepared) -> Iterator[Outcome]:
+    """Ledger lines of the candidates that cannot be had; a new run looks again."""
+    for name, reason in prepared.unavailable.items():
+        key = outcome_key("sweep", prepared.dataset.key, {"model": prepared.spec.candidate(name).model}, {}, 0, 0)
+        yield Outcome(
+            key=key, stage="sweep", candidate=name, status="unavailable", error=reason, may_pass=True
+        )
+
+
+def _locate_all(
+    spec: Spec, task: Task, console: Console, strict: bool
+) -> tuple[list[Pretrained], dict[str, str]]:
+    found: list[Pretrained] = []
+    missing: dict[str, str] = {}
+    with steps(console, "finding candidates", len(spec.candidates)) as advance:
+        for candidate in spec.candidates:
+            try:
+                one = locate(candidate)
+                check_processor(task, one)
+                limit = spec.decide.max_parameters
+                if limit and one.parameters > limit:
+                    raise CandidateUnavailable(
+                        f"{candidate.model}: {one.parameters / 1e6:.0f} M parameters, over decide.max_parameters = "
+                        f"{limit / 1e6:.0f} M"
+                    )
+                found.append(one)
+            except CandidateUnavailable as error:
+                if strict:
+                    raise
+                missing[candidate.name] = str(error)
+            advance()
+    for name, reason in missing.items():
+        console.print(f"[magenta]unavailable[/] {name}: {reason}", markup=True)
+    if not found:
+        listed = "\n".join(f"  {reason}" for reason in missing.values())
+        raise NoVerdict(f"no candidate can be had, so there is nothing to compare:\n{listed}")
+    return found, missing
+
+
+def _arm(one: Pretrained, task: Task, candidate: Candidate) -> Arm:
+    default = task.default_recipe(one.family, one.parameters).model_copy(update=candidate.recipe)
+    space = candidate.space or {
+        field: values
+        for field, values in task.default_space(one.family, one.parameters).items()
+        # What the user fixed is not searched.
+        if field not in candidate.recipe
+    }
+    return Arm(one.name, default, space)
+
+
+def _lengths(arm: Arm, one: Pretrained) -> set[int]:
+    """Every length of rows that a trial of this candidate can ask for."""
+    searched = arm.space.get("max_length")
+    lengths = [arm.default.max_length]
+    if isinstance(searched, Choice):
+        lengths += [int(value) for value in searched.choice if isinstance(value, int | float)]
+    return {recipe_length(arm.default.model_copy(update={"max_length": length}), one) for length in lengths}
+
+

@@ -1,0 +1,143 @@
+"""Versions of bundles and who is champion, in MLflow: any tracking URI, an SQLite file by default."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmray.bundle import Bundle, open_bundle
+from pmray.errors import RegistryError, nearest
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+CHAMPION = "champion"
+"""Alias of the version that is served."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered bundle."""
+
+    name: str
+    version: str
+    folder: Path
+    aliases: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+def register(
+    bundle: Bundle, uri: str, *, metrics: Mapping[str, float], params: Mapping[str, Any], alias: str = CHAMPION
+) -> Version:
+    """Add a bundle as a new version and give it the alias; the same bundle again gives the version it has.
+
+    Args:
+        bundle: What to register.
+        uri: MLflow tracking URI.
+        metrics: Numbers for MLflow's run page, such as the test score and its interval.
+        params: Recipe and candidate.
+        alias: Whom it replaces.
+
+    Raises:
+        RegistryError: The registry cannot be reached.
+    """
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    name, key = bundle.name, str(bundle.settings["key"])
+    try:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, tags={"task": bundle.settings["task"]["task"]})
+        version = next(
+            (one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get("pmray.key") == key), None
+        )
+        if version is None:
+            experiment = client.get_experiment_by_name(name)
+            experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+            run = client.create_run(experiment_id, run_name=key)
+            for metric, value in metrics.items():
+                client.log_metric(run.info.run_id, metric, value)
+            for param, value in params.items():
+                client.log_param(run.info.run_id, param, value)
+            client.set_terminated(run.info.run_id)
+            version = client.create_model_version(
+                name, source=bundle.folder.as_uri(), run_id=run.info.run_id, tags={"pmray.key": key}
+            )
+        client.set_registered_model_alias(name, alias, version.version)
+    except MlflowException as error:
+        raise RegistryError(f"the registry at {uri} refused {name!r}: {error.message}") from None
+    return Version(name, str(version.version), bundle.folder, (alias,))
+
+
+def find(reference: str, uri: str) -> Version:
+    """Find ``name``, ``name@alias`` or ``name/version`` (a name alone means its champion).
+
+    Raises:
+        RegistryError: There is no such model, alias or version, or its folder is gone.
+    """
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    name, _, alias = reference.partition("@")
+    name, _, number = name.partition("/")
+    known = [model.name for model in client.search_registered_models()]
+    if name not in known:
+        hint = nearest(name, known)
+        told = f"did you mean {hint!r}?" if hint else f"known: {', '.join(known) or 'none yet'}"
+        raise RegistryError(f"{reference}: neither a bundle's folder nor a model in {uri}; {told}")
+    try:
+        if number:
+            found = client.get_model_version(name, number)
+        else:
+            found = client.get_model_version_by_alias(name, alias or CHAMPION)
+    except MlflowException:
+        aliases = {alias: version for one in [client.get_registered_model(name)] for alias, version in one.aliases.items()}
+        shown = ", ".join(f"@{alias} (version {version})" for alias, version in aliases.items()) or "none"
+        wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
+        raise RegistryError(f"{name} has no {wanted}; aliases: {shown}") from None
+    folder = Path(found.source.removeprefix("file://"))
+    if not folder.is_dir():
+        raise RegistryError(f"{name} version {found.version} points to {folder}, which is gone; run its sweep again.")
+    return Version(name, str(found.version), folder, tuple(found.aliases))
+
+
+def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
+    """Give a version the alias; whoever had it loses it.
+
+    Args:
+        reference: ``name/version`` or ``name@other-alias``.
+        uri: MLflow tracking URI.
+        alias: Such as ``champion`` or ``challenger``.
+
+    Raises:
+        RegistryError: There is no such version, or its bundle is not whole.
+    """
+    version = find(reference, uri)
+    open_bundle(version.folder)
+    _client(uri).set_registered_model_alias(version.name, alias, version.version)
+    return Version(version.name, version.version, version.folder, (*version.aliases, alias))
+
+
+def _client(uri: str) -> MlflowClient:
+    # MLflow reports its database migrations, one line each, at INFO; and it looks for a git binary.
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_registered_models(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise RegistryError(f"the registry at {uri} cannot be opened ({' '.join(str(error).split())[:200]})") from None
+    return client

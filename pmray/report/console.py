@@ -1,0 +1,259 @@
+"""Tables and live progress in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pmray.data.check import Finding
+from pmray.selection.ledger import Outcome
+from pmray.selection.proxies import Ranked
+from pmray.selection.verdict import Verdict, show
+
+STATUS_STYLE = {"done": "green", "stopped": "yellow", "failed": "red", "infeasible": "red", "unavailable": "magenta"}
+
+
+def people() -> Console:
+    """The console for people: standard error, so that standard output stays clean for ``--json``."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        # A log file has no width; rich would cut tables to 80 columns.
+        console.width = 140
+    return console
+
+
+@contextmanager
+def steps(console: Console, title: str, total: int) -> Iterator[Any]:
+    """Show a progress bar for a block, and yield a function that moves it on by some units."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda units=1: progress.advance(task, units)
+
+
+@dataclass
+class _Row:
+    candidate: str
+    detail: str
+    budget: int
+    started: float
+    examples: int = 0
+    score: float | None = None
+    status: str = "running"
+    seconds: float = 0.0
+
+
+@dataclass
+class TrialBoard:
+    """A live table of trials: candidate, recipe, examples seen, score, time."""
+
+    console: Console
+    title: str
+    metric: str
+    total: int
+    examples: int
+    """Of all trials together if none stops early: what the time left is reckoned from."""
+    workers: int = 1
+    rows: dict[str, _Row] = field(default_factory=dict)
+    ended: int = 0
+    _seen: int = 0
+    _spared: int = 0
+    _began: float = field(default_factory=time.time)
+    _live: Live | None = None
+
+    def __enter__(self) -> TrialBoard:
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def start(self, key: str, candidate: str, detail: str, budget: int) -> None:
+        """A trial has started (or started anew)."""
+        self.rows[key] = _Row(candidate, detail, budget, time.time())
+
+    def rung(self, key: str, examples: int, score: float) -> None:
+        """A trial has reached a rung."""
+        row = self.rows[key]
+        self._seen += examples - row.examples
+        row.examples, row.score = examples, max(score, row.score or score)
+
+    def end(self, key: str, outcome: Outcome) -> None:
+        """A trial has ended; where nobody watches a terminal, its line is printed."""
+        row = self.rows.setdefault(key, _Row(outcome.candidate, "", outcome.examples, time.time()))
+        row.status, row.score, row.seconds = outcome.status, outcome.score, outcome.seconds
+        self.ended += 1
+        self._spared += row.budget - row.examples
+        if self._live is None:
+            score = "" if row.score is None else f"{self.metric} {row.score:.3f}, "
+            self.console.print(
+                f"{self.title} {self.ended}/{self.total}: {row.candidate} ({row.detail}) {row.status}, {score}"
+                f"{outcome.examples} examples, {outcome.seconds:.0f} s"
+                + (f"\n  {outcome.error.splitlines()[-1]}" if outcome.error else ""),
+                markup=False,
+            )
+
+    def _render(self) -> RenderableType:
+        table = Table(title=f"{self.title}: {self.ended} of {self.total} ended", title_justify="left", expand=False)
+        for heading in ("candidate", "recipe", "examples seen", self.metric, "time", "state"):
+            table.add_column(heading, justify="right" if heading in ("examples seen", self.metric, "time") else "left")
+        shown = sorted(self.rows.values(), key=lambda row: (row.status != "running", -row.started))
+        for row in shown[: max(5, self.console.height - 8)]:
+            seconds = row.seconds or time.time() - row.started
+            table.add_row(
+                row.candidate,
+                row.detail,
+                f"{row.examples}/{row.budget}",
+                "" if row.score is None else f"{row.score:.3f}",
+                f"{seconds:.0f} s",
+                Text(row.status, style=STATUS_STYLE.get(row.status, "cyan")),
+            )
+        return Group(table, Text(self._left(), style="dim"))
+
+    def _left(self) -> str:
+        done = self._seen + self._spared
+        elapsed = time.time() - self._began
+        if not self._seen:
+            return f"{elapsed:.0f} s so far"
+        left = elapsed / max(done, 1) * max(0, self.examples - done)
+        return f"{elapsed:.0f} s so far, at most about {left:.0f} s left"
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What the data check found."""
+    table = Table(title="Data", title_justify="left")
+    for heading in ("severity", "check", "rows", "what was found and done", "for example"):
+        table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
+    style = {"error": "red", "warning": "yellow", "info": "dim"}
+    for one in findings:
+        table.add_row(
+            Text(one.severity, style=style[one.severity]), one.check, str(one.count), one.message, ", ".join(one.examples[:3])
+        )
+    return table
+
+
+def rank_table(ranked: Sequence[Ranked]) -> Table:
+    """Candidates before fine-tuning, best first."""
+    table = Table(title="Rank (frozen features, no fine-tuning)", title_justify="left")
+    proxies = list(ranked[0].proxies) if ranked else []
+    for heading in ("#", "candidate", "family", "parameters", *proxies, "mean rank", ""):
+        table.add_column(heading, justify="left" if heading in ("candidate", "family", "") else "right")
+    for place, one in enumerate(ranked, start=1):
+        table.add_row(
+            str(place),
+            one.candidate,
+            one.family,
+            f"{one.parameters / 1e6:.1f} M",
+            *(f"{one.proxies[proxy]:.3f}" for proxy in proxies),
+            f"{one.mean_rank:.1f}",
+            Text(one.reason, style="green" if one.kept else "dim"),
+        )
+    return table
+
+
+def verdict_panel(verdict: Verdict) -> RenderableType:
+    """The verdict for people: the table, the words, the winner class by class."""
+    table = Table(title=f"Verdict on {verdict.rows} sealed test rows", title_justify="left")
+    others = _also_shown(verdict)
+    for heading in ("group", "model", verdict.metric, *others, "validation", "ms/row", "parameters", "training", "p"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for line in verdict.lines:
+        style = "bold green" if line.name == verdict.winner else "dim" if line.baseline else ""
+        table.add_row(
+            str(line.group),
+            line.name + (" (winner)" if line.name == verdict.winner else ""),
+            show(line.score),
+            *(f"{line.metrics[name].value:.3f}" for name in others),
+            _or_dash(line.validation_score, "{:.3f}"),
+            "-" if line.baseline else f"{line.latency_ms:.1f}",
+            "-" if line.baseline else f"{line.parameters / 1e6:.1f} M",
+            "-" if line.baseline else f"{line.training_seconds:.0f} s",
+            _p_value(verdict, line.name),
+            style=style,
+        )
+    classes = Table(title=f"{verdict.winner}, class by class", title_justify="left")
+    for heading in ("class", "precision", "recall", "f1"):
+        classes.add_column(heading, justify="left" if heading == "class" else "right")
+    for label, values in verdict.per_class.items():
+        classes.add_row(label, *(show(values[name]) for name in ("precision", "recall", "f1")))
+    corrected = (
+        f"Corrected for having been picked on these rows (Tsamardinos et al. 2018): "
+        f"{verdict.metric} {show(verdict.corrected)}."
+    )
+    words = Panel("\n".join([*verdict.words, corrected]), title="Why", title_align="left")
+    return Group(table, classes, words)
+
+
+def failures_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """Trials and candidates without a result, and why; None when there are none."""
+    failed = [one for one in outcomes if one.status in ("failed", "infeasible", "unavailable")]
+    if not failed:
+        return None
+    table = Table(title="Without a result", title_justify="left")
+    for heading in ("candidate", "stage", "status", "why"):
+        table.add_column(heading, overflow="fold")
+    for one in failed:
+        why = (one.error or "").strip().splitlines()
+        table.add_row(one.candidate, one.stage, Text(one.status, style=STATUS_STYLE[one.status]), why[-1] if why else "")
+    return table
+
+
+def key_values(title: str, values: Mapping[str, Any]) -> Table:
+    """Two columns: what and its value."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in values.items():
+        table.add_row(key, str(value))
+    return table
+
+
+def print_json(text: str) -> None:
+    """Write machine-readable output, alone on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def recipe_text(recipe: Mapping[str, Any], default: Mapping[str, Any]) -> str:
+    """The values of a recipe that differ from the candidate's default.
+
+    >>> recipe_text({"lr": 3e-05, "epochs": 3}, {"lr": 1e-04, "epochs": 3})
+    'lr=3e-05'
+    """
+    changed = [f"{key}={value}" for key, value in recipe.items() if default.get(key) != value]
+    return ", ".join(changed) or "default recipe"
+
+
+def _also_shown(verdict: Verdict) -> list[str]:
+    known = verdict.lines[0].metrics
+    wanted = ("accuracy", "f1_positive", "f1_macro", "f1_micro", "precision_macro", "recall_macro", "precision_micro")
+    return [name for name in wanted if name in known and name != verdict.metric][:4]
+
+
+def _p_value(verdict: Verdict, name: str) -> str:
+    if name == verdict.winner:
+        return ""
+    found = next((one for one in verdict.comparisons if {one.first, one.second} == {name, verdict.winner}), None)
+    return "" if found is None else f"{found.adjusted_p:.2g}"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

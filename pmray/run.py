@@ -1,0 +1,133 @@
+"""A run folder: one at a time may write it, and anybody may read it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pmray.errors import LedgerError
+from pmray.selection.ledger import Ledger, read_ledger
+from pmray.spec import Spec
+
+LEDGER = "ledger.jsonl"
+VERDICT = "verdict.json"
+PACKAGES = ("pmray", "ray", "torch", "transformers", "datasets", "scikit-learn", "optuna", "mlflow", "numpy", "pyarrow")
+
+
+class Run:
+    """The folder of a run and the record in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = Ledger(folder / LEDGER)
+
+    @property
+    def bundle(self) -> Path:
+        """The winner."""
+        return self.folder / "bundle"
+
+    @property
+    def scratch(self) -> Path:
+        """Ray's own files; gone when the run ends."""
+        return self.folder / ".ray"
+
+    def write_verdict(self, values: dict[str, Any]) -> None:
+        """Write ``verdict.json`` whole or not at all."""
+        partial = self.folder / f".{VERDICT}"
+        partial.write_text(json.dumps(values, indent=2, default=float) + "\n")
+        partial.replace(self.folder / VERDICT)
+
+
+@contextmanager
+def open_run(spec: Spec, *, fresh: bool = False) -> Iterator[Run]:
+    """Open a spec's run folder for writing; a folder that exists is continued.
+
+    Args:
+        spec: Names the folder and is written into it.
+        fresh: Put what is there aside, and start over.
+
+    Raises:
+        LedgerError: Another process is writing this run, or its record cannot be read.
+    """
+    folder = spec.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    # The lock lies beside the folder, so that `fresh` can move the folder away while holding it.
+    lock_path = folder.parent / f".{folder.name}.lock"
+    with lock_path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise LedgerError(
+                f"another process ({lock.read().strip() or 'unknown'}) is working on {folder}; wait for it, or give this "
+                "run another `name`."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {platform.node()}")
+        lock.flush()
+        if fresh and any(folder.iterdir()):
+            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+            folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+            folder.mkdir()
+        run = Run(folder)
+        (folder / "spec.yaml").write_text(spec.to_yaml())
+        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        try:
+            yield run
+        finally:
+            shutil.rmtree(run.scratch, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git commit: what a result depends on beside spec and data."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "git_commit": git.stdout.strip() or None,
+        "versions": versions,
+    }
+
+
+def list_runs(storage: Path) -> list[dict[str, Any]]:
+    """One line a run folder: name, state, winner and score, trials, last change; the newest first."""
+    lines = []
+    for folder in storage.iterdir() if storage.is_dir() else ():
+        if not (folder / LEDGER).is_file():
+            continue
+        outcomes = read_ledger(folder / LEDGER)
+        verdict = json.loads((folder / VERDICT).read_text()) if (folder / VERDICT).is_file() else None
+        winner = next((line for line in verdict["lines"] if line["name"] == verdict["winner"]), None) if verdict else None
+        lines.append(
+            {
+                "name": folder.name,
+                "state": "decided" if verdict else "unfinished",
+                "winner": verdict["winner"] if verdict else None,
+                "metric": verdict["metric"] if verdict else None,
+                "score": winner["score"]["value"] if winner else None,
+                "trials": sum(one.stage == "sweep" and one.status in ("done", "stopped") for one in outcomes),
+                "failed": sum(one.status in ("failed", "infeasible", "unavailable") for one in outcomes),
+                "changed": datetime.fromtimestamp((folder / LEDGER).stat().st_mtime, UTC).isoformat(timespec="seconds"),
+                "folder": str(folder),
+            }
+        )
+    return sorted(lines, key=lambda line: str(line["changed"]), reverse=True)

@@ -1,0 +1,179 @@
+"""What to try next: each candidate's default recipe first, then recipes that Optuna proposes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from pmray.spec import Choice, Log, Range, Recipe
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A candidate as the search sees it."""
+
+    candidate: str
+    default: Recipe
+    space: Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Something to try."""
+
+    number: int
+    candidate: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Something that was tried before, perhaps by an earlier run."""
+
+    candidate: str
+    recipe: Recipe
+    score: float | None
+
+
+class Search:
+    """Proposes (candidate, recipe) pairs and learns from their scores.
+
+    The candidate is one categorical dimension; each has its own space below it, so Optuna's TPE (Bergstra et al. 2011)
+    learns both which models deserve trials and which recipes suit them. The same sequence of calls with the same seed
+    gives the same proposals.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        *,
+        algorithm: Literal["tpe", "random"] = "tpe",
+        seed: int = 0,
+        tried: Sequence[Tried] = (),
+    ) -> None:
+        self._arms = {arm.candidate: arm for arm in arms}
+        self._proposed = {(one.candidate, one.recipe) for one in tried}
+        self._open: dict[int, Proposal] = {}
+        self._running: dict[int, optuna.Trial] = {}
+        self._count = 0
+        with _quiet():
+            # Past trials change what is proposed next, so they also move the seed on.
+            self._study = optuna.create_study(
+                direction="maximize", sampler=_sampler(algorithm, seed + len(tried), startup=2 * len(arms))
+            )
+            for one in tried:
+                self._record(one)
+        self._defaults = [arm for arm in arms if (arm.candidate, arm.default) not in self._proposed]
+
+    def ask(self) -> Proposal:
+        """Return what to try next; never a pair that was proposed before, unless the space is used up."""
+        if self._defaults:
+            arm = self._defaults.pop(0)
+            return self._propose(arm.candidate, arm.default)
+        for _ in range(50):
+            with _quiet():
+                trial = self._study.ask()
+                arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
+                recipe = self._recipe(arm, trial)
+            if (arm.candidate, recipe) not in self._proposed:
+                break
+            self._study.tell(trial, state=TrialState.FAIL)
+        proposal = self._propose(arm.candidate, recipe)
+        self._running[proposal.number] = trial
+        return proposal
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Learn a proposal's score; None when it failed."""
+        proposal = self._open.pop(number)
+        with _quiet():
+            trial = self._running.pop(number, None)
+            if trial is None:
+                self._record(Tried(proposal.candidate, proposal.recipe, score))
+            elif score is None:
+                self._study.tell(trial, state=TrialState.FAIL)
+            else:
+                self._study.tell(trial, score)
+
+    def _propose(self, candidate: str, recipe: Recipe) -> Proposal:
+        self._proposed.add((candidate, recipe))
+        proposal = Proposal(self._count, candidate, recipe)
+        self._open[self._count] = proposal
+        self._count += 1
+        return proposal
+
+    def _recipe(self, arm: Arm, trial: optuna.Trial) -> Recipe:
+        values = {
+            field: _readable(field, _suggest(trial, f"{arm.candidate}: {field}", values))
+            for field, values in arm.space.items()
+        }
+        return arm.default.model_copy(update=values)
+
+    def _record(self, one: Tried) -> None:
+        """Put a score into the study, where the recipe lies in the candidate's present space."""
+        arm = self._arms.get(one.candidate)
+        if arm is None or one.score is None:
+            return
+        params: dict[str, Any] = {"candidate": one.candidate}
+        distributions: dict[str, BaseDistribution] = {"candidate": CategoricalDistribution(list(self._arms))}
+        for field, values in arm.space.items():
+            name, value = f"{arm.candidate}: {field}", getattr(one.recipe, field)
+            distribution = _distribution(values)
+            inside = (
+                value in distribution.choices
+                if isinstance(distribution, CategoricalDistribution)
+                else distribution.low <= value <= distribution.high
+            )
+            if not inside:
+                return
+            params[name], distributions[name] = value, distribution
+        self._study.add_trial(create_trial(params=params, distributions=distributions, value=one.score))
+
+
+def _suggest(trial: optuna.Trial, name: str, values: Range) -> Any:
+    if isinstance(values, Choice):
+        return trial.suggest_categorical(name, values.choice)
+    low, high = values.log if isinstance(values, Log) else values.uniform
+    return trial.suggest_float(name, low, high, log=isinstance(values, Log))
+
+
+def _distribution(values: Range) -> CategoricalDistribution | FloatDistribution:
+    if isinstance(values, Choice):
+        return CategoricalDistribution(values.choice)
+    low, high = values.log if isinstance(values, Log) else values.uniform
+    return FloatDistribution(low, high, log=isinstance(values, Log))
+
+
+def _readable(field: str, value: Any) -> Any:
+    """Round to three digits, which people can read and type again; whole numbers where the field wants one."""
+    if isinstance(value, float):
+        value = round(value) if Recipe.model_fields[field].annotation is int else float(f"{value:.3g}")
+    return value
+
+
+def _sampler(algorithm: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
+    if algorithm == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+    )
+
+
+class _quiet:
+    """Optuna's notes on features it calls experimental, and one line a trial, are noise in a sweep."""
+
+    def __enter__(self) -> None:
+        self._level = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+    def __exit__(self, *raised: object) -> None:
+        self._warnings.__exit__(None, None, None)
+        optuna.logging.set_verbosity(self._level)

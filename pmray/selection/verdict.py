@@ -1,0 +1,306 @@
+"""Who wins, how sure that is, and the words that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from pmray.errors import NoVerdict
+from pmray.scoring.intervals import Interval, bootstrap_seeds, selection_corrected
+from pmray.scoring.paired import Paired, groups, holm, mcnemar, minimum_detectable_difference, paired_bootstrap
+from pmray.spec import Decide
+from pmray.tasks.base import Outcomes, Task
+
+SIMILAR_COST = 1.1
+"""Costs within ten percent of the cheapest count as equal: a shared machine measures latency no better than that."""
+
+SECONDARY_DRAWS = 1000
+"""Bootstrap draws for metrics that decide nothing."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model (or baseline) with its predictions on the test rows."""
+
+    name: str
+    outcomes: Sequence[Outcomes]
+    """One array a seed, of the same rows in the same order."""
+    baseline: bool = False
+    search_score: float | None = None
+    """Validation score with which it won its place among the finalists."""
+    validation_score: float | None = None
+    """Mean validation score of its fits."""
+    latency_ms: float = 0.0
+    parameters: int = 0
+    training_seconds: float = 0.0
+    """Mean of its fits."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender's line in the table."""
+
+    name: str
+    baseline: bool
+    group: int
+    """1 is the top group; members of a group cannot be told apart from its best."""
+    score: Interval
+    metrics: Mapping[str, Interval]
+    seeds: int
+    search_score: float | None
+    validation_score: float | None
+    latency_ms: float
+    parameters: int
+    training_seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two contenders on the same rows; `first` has the higher score."""
+
+    first: str
+    second: str
+    paired: Paired
+    adjusted_p: float
+    """After Holm's correction for all pairs."""
+    mcnemar_p: float
+    """Exact test of equal accuracy, first fits of both, uncorrected."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The winner and everything that speaks for and against it."""
+
+    winner: str
+    metric: str
+    rows: int
+    level: float
+    lines: tuple[Line, ...]
+    """Best first."""
+    comparisons: tuple[Comparison, ...]
+    groups: tuple[tuple[str, ...], ...]
+    corrected: Interval
+    """The winner's score without the luck of having been picked on the same rows."""
+    optimism_gap: float | None
+    """Score during the search minus score on the test rows."""
+    smallest_visible_difference: float
+    """What a paired test on this many rows would probably see, for accuracy."""
+    per_class: Mapping[str, Mapping[str, Interval]]
+    """Label -> metric -> interval, of the winner."""
+    words: tuple[str, ...]
+
+    def line(self, name: str) -> Line:
+        """The line of that contender."""
+        return next(line for line in self.lines if line.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as plain values."""
+        return asdict(self)
+
+
+def decide(contenders: Sequence[Contender], task: Task, metric: str, rules: Decide) -> Verdict:
+    """Compare contenders on the same test rows and name the winner.
+
+    All pairs are compared with a paired bootstrap and Holm's correction. Among the models of the top group, those that
+    cannot be told apart from the best, the cheapest wins. Baselines are compared but cannot win: they are not bundles.
+
+    Args:
+        contenders: Models and baselines; all have the same rows.
+        task: Gives metrics.
+        metric: Name of the one that decides.
+        rules: Significance level, limits and what counts as cheap.
+
+    Raises:
+        NoVerdict: No model, or none within the limits.
+    """
+    if not any(not one.baseline for one in contenders):
+        raise NoVerdict("no candidate finished, so there is nothing to decide; the ledger says why each one failed.")
+    level = 1 - rules.alpha
+    scored = task.metric(metric)
+    intervals = {
+        one.name: bootstrap_seeds(scored, one.outcomes, draws=rules.draws, level=level) for one in contenders
+    }
+    ordered = sorted(contenders, key=lambda one: -intervals[one.name].value)
+    compared = _compare(ordered, task, metric, rules)
+    adjusted = {frozenset((one.first, one.second)): one.adjusted_p for one in compared}
+    grouped = groups([one.name for one in ordered], adjusted, rules.alpha)
+    lines = tuple(
+        Line(
+            name=one.name,
+            baseline=one.baseline,
+            group=next(number for number, members in enumerate(grouped, start=1) if one.name in members),
+            score=intervals[one.name],
+            metrics={
+                name: bootstrap_seeds(task.metric(name), one.outcomes, draws=SECONDARY_DRAWS, level=level)
+                for name in task.metrics()
+            },
+            seeds=len(one.outcomes),
+            search_score=one.search_score,
+            validation_score=one.validation_score,
+            latency_ms=one.latency_ms,
+            parameters=one.parameters,
+            training_seconds=one.training_seconds,
+        )
+        for one in ordered
+    )
+    winner = _winner(lines, rules)
+    chosen = next(one for one in contenders if one.name == winner.name)
+    models = {one.name: one.outcomes for one in contenders if not one.baseline}
+    gap = None if winner.search_score is None else winner.search_score - winner.score.value
+    rows = len(chosen.outcomes[0])
+    visible = minimum_detectable_difference(rows, winner.metrics.get("accuracy", winner.score).value, level=level)
+    return Verdict(
+        winner=winner.name,
+        metric=metric,
+        rows=rows,
+        level=level,
+        lines=lines,
+        comparisons=tuple(compared),
+        groups=tuple(tuple(members) for members in grouped),
+        corrected=selection_corrected(scored, models, draws=rules.draws, level=level),
+        optimism_gap=gap,
+        smallest_visible_difference=visible,
+        per_class={
+            label: {
+                name: bootstrap_seeds(function, chosen.outcomes, draws=SECONDARY_DRAWS, level=level)
+                for name, function in functions.items()
+            }
+            for label, functions in task.class_metrics().items()
+        },
+        words=tuple(_words(winner, lines, compared, grouped, metric, rows, gap, visible, rules)),
+    )
+
+
+def _compare(ordered: Sequence[Contender], task: Task, metric: str, rules: Decide) -> list[Comparison]:
+    """All pairs of models, and each model with the best baseline."""
+    best_baseline = next((one.name for one in ordered if one.baseline), None)
+    pairs = {
+        (a.name, b.name): paired_bootstrap(
+            task.metric(metric), a.outcomes, b.outcomes, draws=rules.draws, level=1 - rules.alpha
+        )
+        for a, b in combinations(ordered, 2)
+    }
+    # Weaker baselines are shown, but asking about them too would cost the tests that matter their power.
+    asked = {
+        pair: paired.p_value
+        for pair, paired in pairs.items()
+        if all(name == best_baseline or not _is_baseline(ordered, name) for name in pair)
+    }
+    adjusted = holm(asked)
+    rights = {one.name: task.right(one.outcomes[0]) for one in ordered}
+    return [
+        Comparison(a, b, paired, adjusted.get((a, b), paired.p_value), mcnemar(rights[a], rights[b]))
+        for (a, b), paired in pairs.items()
+    ]
+
+
+def _is_baseline(contenders: Sequence[Contender], name: str) -> bool:
+    return next(one.baseline for one in contenders if one.name == name)
+
+
+def cost(line: Line, rules: Decide) -> float:
+    """What makes a model cheap: ms per row, parameters, or seconds of training; nothing when only the score counts."""
+    costs = {"latency": line.latency_ms, "parameters": line.parameters, "training": line.training_seconds, "score": 0.0}
+    return float(costs[rules.prefer])
+
+
+def _winner(lines: Sequence[Line], rules: Decide) -> Line:
+    models = [line for line in lines if not line.baseline]
+    allowed = [line for line in models if not rules.max_latency_ms or line.latency_ms <= rules.max_latency_ms]
+    if not allowed:
+        fastest = min(models, key=lambda line: line.latency_ms)
+        raise NoVerdict(
+            f"no finalist answers within decide.max_latency_ms = {rules.max_latency_ms:g}: the fastest, {fastest.name}, "
+            f"takes {fastest.latency_ms:.1f} ms; allow more, or add smaller candidates (such as `layers: 3`)."
+        )
+    top = min(line.group for line in allowed)
+    group = [line for line in allowed if line.group == top]
+    cheapest = min(cost(line, rules) for line in group)
+    return next(line for line in group if cost(line, rules) <= SIMILAR_COST * cheapest)
+
+
+def _words(
+    winner: Line,
+    lines: Sequence[Line],
+    compared: Sequence[Comparison],
+    grouped: Sequence[Sequence[str]],
+    metric: str,
+    rows: int,
+    gap: float | None,
+    visible: float,
+    rules: Decide,
+) -> list[str]:
+    level = f"{1 - rules.alpha:.0%}"
+    seeds = f"mean of {winner.seeds} seeds" if winner.seeds > 1 else "one seed"
+    words = [f"{winner.name} wins: {metric} {show(winner.score)} ({level} interval) on {rows} sealed test rows, {seeds}."]
+    baselines = {line.name for line in lines if line.baseline}
+    peers = [name for name in grouped[winner.group - 1] if name != winner.name and name not in baselines]
+    models = [line for line in lines if not line.baseline]
+    if peers:
+        best = next(line for line in lines if line.name in (winner.name, *peers))
+        words.append(f"It cannot be told apart from {_and(peers)} at this number of rows: a tie, not a victory.")
+        if best.name != winner.name:
+            found = _between(compared, best.name, winner.name)
+            words.append(
+                f"{best.name} scored {100 * found.paired.difference:.1f} points more (p = {found.adjusted_p:.2g} after "
+                f"Holm's correction); {winner.name} was preferred for its lower {_cost_name(rules)}: "
+                f"{_show_cost(winner, rules)} against {_show_cost(best, rules)}."
+            )
+    runner_up = next((line for line in models if line.name != winner.name and line.name not in peers), None)
+    if runner_up:
+        found = _between(compared, winner.name, runner_up.name)
+        sign = 1 if found.first == winner.name else -1
+        low, high = sorted((sign * found.paired.low, sign * found.paired.high))
+        ahead = "ahead of" if sign > 0 else "behind"
+        words.append(
+            f"It is {100 * abs(found.paired.difference):.1f} points {ahead} {runner_up.name} "
+            f"({100 * low:+.1f} to {100 * high:+.1f}, p = {found.adjusted_p:.2g})."
+        )
+    baseline = next((line for line in lines if line.baseline), None)
+    if baseline:
+        found = _between(compared, winner.name, baseline.name)
+        gain = winner.score.value - baseline.score.value
+        surely = found.adjusted_p < rules.alpha
+        if surely and gain > 0:
+            told = f"buys {100 * gain:.1f} points over it (p = {found.adjusted_p:.2g})"
+        elif surely:
+            told = f"is {100 * -gain:.1f} points worse (p = {found.adjusted_p:.2g}): use the baseline"
+        else:
+            told = f"buys nothing that these rows can show ({100 * gain:+.1f} points, p = {found.adjusted_p:.2g})"
+        words.append(f"{baseline.name} scores {show(baseline.score)}; the transformer {told}.")
+    if gap is not None:
+        words.append(
+            f"The search promised {winner.search_score:.3f} on validation, {100 * abs(gap):.1f} points "
+            f"{'more' if gap > 0 else 'less'} than the test shows."
+        )
+    words.append(f"With {rows} rows, differences over about {100 * visible:.1f} points in accuracy can be seen.")
+    return words
+
+
+def show(interval: Interval) -> str:
+    """Write a score with its interval.
+
+    >>> show(Interval(0.8123, 0.79, 0.83, 0.95))
+    '0.812 [0.790, 0.830]'
+    """
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _between(compared: Sequence[Comparison], a: str, b: str) -> Comparison:
+    return next(one for one in compared if {one.first, one.second} == {a, b})
+
+
+def _cost_name(rules: Decide) -> str:
+    return {"latency": "latency", "parameters": "size", "training": "training time", "score": "cost"}[rules.prefer]
+
+
+def _show_cost(line: Line, rules: Decide) -> str:
+    if rules.prefer == "parameters":
+        return f"{line.parameters / 1e6:.1f} M parameters"
+    return f"{line.training_seconds:.0f} s" if rules.prefer == "training" else f"{line.latency_ms:.1f} ms a row"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

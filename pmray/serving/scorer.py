@@ -1,0 +1,101 @@
+"""Rows in, answers out; a bad row gets its own error, never its neighbours'. No Ray, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pmray.bundle import GOLDEN_TOLERANCE, Bundle
+from pmray.data.encode import Encoded
+from pmray.training import loop
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of a row."""
+
+    values: Mapping[str, Any]
+    """``task.answer``: the label or labels, and every label's probability."""
+    scores: NDArray[np.float32]
+    """Score vector, shape (labels,)."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a row has no answer."""
+
+    error: str
+
+
+class Scorer:
+    """A bundle, ready to answer."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.task = bundle.task
+        self.model, self.processor = bundle.open_model()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.roles = [role for role, needed in self.task.columns.items() if needed and role != "label"]
+        if getattr(self.task, "pair", False):
+            self.roles.append("text_pair")
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer | Refused]:
+        """Answer every row, in order."""
+        problems = [self.problem(row) for row in rows]
+        good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
+        scores = iter(self.scores(pa.table({role: [row[role] for row in good] for role in self.roles})) if good else [])
+        answers: list[Answer | Refused] = []
+        for problem in problems:
+            if problem is not None:
+                answers.append(Refused(problem))
+            else:
+                score = next(scores)
+                answers.append(Answer(self.task.answer(score), score))
+        return answers
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say why a row cannot be answered, or None."""
+        for role in self.roles:
+            value = row.get(role)
+            if value is None:
+                return f"`{role}` is missing; a row needs {' and '.join(f'`{one}`' for one in self.roles)}"
+            if not isinstance(value, str):
+                return f"`{role}` must be text, but is {type(value).__name__}"
+            if not value.strip():
+                return f"`{role}` is empty"
+        return None
+
+    def scores(self, table: pa.Table) -> NDArray[np.float32]:
+        """Score vectors of rows that are all good, shape (rows, labels), in their order."""
+        parts = [self._scores(part) for part in _slices(table)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.task.labels)), np.float32)
+
+    def _scores(self, table: pa.Table) -> NDArray[np.float32]:
+        encoded = self.task.encode(table, self.processor, self.bundle.max_length)
+        rows = Encoded(encoded, encoded["length"].to_numpy(), self.processor.pad_token_id or 0)
+        return loop.predict(self.model, self.task, rows)
+
+    def health(self) -> str | None:
+        """Run the golden rows; None when all is as it was at export, else what differs."""
+        golden = self.bundle.golden()
+        expected = golden["scores"].combine_chunks().flatten().to_numpy().reshape(len(golden), -1)
+        found = self.scores(golden)
+        if found.shape != expected.shape:
+            return f"golden rows give {found.shape[1]} scores a row, but {expected.shape[1]} are expected"
+        worst = float(np.abs(found - expected).max())
+        if not worst <= GOLDEN_TOLERANCE:
+            return f"golden rows differ by up to {worst:.3f} from what they were at export"
+        return None
+
+
+def _slices(table: pa.Table, rows: int = 4096) -> Iterator[pa.Table]:
+    """Parts of a table, so that memory is bounded by the part."""
+    for start in range(0, len(table), rows):
+        yield table.slice(start, rows)

@@ -1,0 +1,65 @@
+"""Starter specs that ``pmray init`` prints: complete, commented, and checked by the tests."""
+
+from __future__ import annotations
+
+from pmray import plugins
+from pmray.errors import SpecError
+
+STARTERS = {
+    "text-classification": """\
+# What to try, on what, and how to decide. `pmray plan FILE` shows what this will run; `pmray sweep FILE` runs it.
+# Paths are relative to the folder you start pmray in; ~ and ${VARIABLES} are expanded.
+task: text-classification
+
+data:
+  train: data/train.csv            # csv, tsv, jsonl, parquet, arrow; a file, glob, folder or URL (s3://...); or hub:NAME
+  validation: 0.15                 # guides the search: a path, or the fraction of train to split off (stratified)
+  test: 0.2                        # decides, and is opened once at the end: a path or a fraction
+  columns:                         # role: name of your column
+    text: text
+    label: label                   # a list of labels in each row makes it multi-label
+    # text_pair: second_text       # for pairs of texts
+    # group: author                # rows of one group never fall on both sides of a split
+  # positive_label: spam           # two labels: whose own F1 is reported too (default: the rarer one)
+  # bad_rows: drop                 # default: error, which names them
+
+candidates:                        # Hub id[@revision], a folder, or package:NAME/folder
+  - google-bert/bert-base-uncased
+  - FacebookAI/roberta-base
+  - model: sentence-transformers/all-MiniLM-L6-v2
+    layers: 3                      # only its first three layers: cheaper
+    # recipe: {lr: 1.0e-4}         # differs from the default recipe; tried first
+    # space: {lr: {log: [1.0e-5, 3.0e-4]}, batch_size: {choice: [16, 32]}}
+    # resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
+
+# score: f1_macro                  # what decides (default: f1_macro; f1_micro for multi-label)
+
+search:
+  trials: 16                       # fine-tuning runs; halving stops the weak ones early
+  keep_after_rank: 0.5             # share of the candidates that is fine-tuned (at least three)
+  finalists: 3                     # compared on the test rows...
+  seeds: 3                         # ...with this many fits each
+  # hours: 2                       # start no new trial after this
+
+decide:
+  alpha: 0.05
+  prefer: latency                  # what wins among equals: latency, parameters, training or score
+  # max_latency_ms: 20
+  # max_parameters: 400M
+
+storage: runs                      # run folders, encoded data, registry
+""",
+}
+
+
+def starter_spec(task: str) -> str:
+    """Return a commented spec for a task.
+
+    Raises:
+        UnknownName: No such task.
+        SpecError: A plug-in's task, which brings no starter.
+    """
+    plugins.task_class(task)
+    if task not in STARTERS:
+        raise SpecError(f"there is no starter for the plug-in task {task!r}; see its own documentation.")
+    return STARTERS[task]

@@ -1,0 +1,281 @@
+"""Text classification: one label, two labels, many labels, single texts and pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmray.errors import DataError, SpecError, UnknownName
+from pmray.scoring import metrics
+from pmray.spec import Choice, Data, Log, Range, Recipe
+from pmray.tasks.base import Finding, Outcomes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Rows are a text (or a pair of texts) and a label (or a list of labels); the score is macro F1."""
+
+    labels: tuple[str, ...]
+    """In the order of the logits."""
+    multi_label: bool = False
+    """A row may have any number of labels; the label column holds lists."""
+    pair: bool = False
+    """A row has a second text, ``text_pair``."""
+    positive: str | None = None
+    """Binary tasks: the label whose own F1 is reported too."""
+    threshold: float = 0.5
+    """Multi-label: smallest probability at which a label is said."""
+
+    name: ClassVar[str] = "text-classification"
+    columns: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": True, "group": False}
+
+    @classmethod
+    def check_spec(cls, score: str | None, columns: Mapping[str, str]) -> None:
+        """Raise ``SpecError`` for a score or a column role that the task does not have."""
+        for role in columns:
+            if role not in cls.columns:
+                raise UnknownName("column role", role, cls.columns)
+        known = {*metrics.SINGLE_LABEL, *metrics.BINARY, *metrics.MULTI_LABEL}
+        if score is not None and score not in known:
+            raise UnknownName("score", score, known)
+
+    @classmethod
+    def from_data(cls, data: Data, train: pa.Table) -> Self:
+        """Find labels, and whether rows have several, in the training rows.
+
+        Raises:
+            DataError: ``positive_label`` is not one of two labels.
+        """
+        import pyarrow as pa
+
+        column = train["label"]
+        multi_label = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        found = Counter((column.combine_chunks().flatten() if multi_label else column).to_pylist())
+        labels = tuple(data.labels or sorted(found, key=_natural))
+        positive = data.positive_label
+        binary = len(labels) == 2 and not multi_label
+        if positive is not None and (not binary or positive not in labels):
+            raise DataError(
+                f"data.positive_label is {positive!r}, but the labels are {list(labels)}; it must be one of exactly two"
+            )
+        if binary and positive is None:
+            positive = min(labels, key=lambda label: (found[label], -labels.index(label)))
+        return cls(labels=labels, multi_label=multi_label, pair="text_pair" in train.column_names, positive=positive)
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """Read what ``to_json`` wrote."""
+        values = {key: value for key, value in settings.items() if key != "task"}
+        return cls(**{**values, "labels": tuple(values["labels"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return {"task": self.name, **asdict(self), "labels": list(self.labels)}
+
+    def default_score(self) -> str:
+        """Macro F1; micro F1 for many labels, where most labels are rare and macro F1 is mostly noise."""
+        return "f1_micro" if self.multi_label else "f1_macro"
+
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics that are reported."""
+        if self.multi_label:
+            return metrics.MULTI_LABEL
+        return metrics.BINARY if self.positive else metrics.SINGLE_LABEL
+
+    def check_score(self, score: str) -> None:
+        """Raise ``SpecError`` where a metric does not fit these labels, such as ``f1_positive`` of six classes."""
+        if score not in self.metrics():
+            kind = "several labels a row" if self.multi_label else f"{len(self.labels)} labels"
+            raise SpecError(f"score {score!r} does not fit data with {kind}; known: {', '.join(self.metrics())}.")
+
+    def check(self, table: pa.Table, split: str) -> list[Finding]:
+        """Warn of texts so short that they say nothing; what all tasks share is checked by ``pmray.data.check``."""
+        import pyarrow.compute as pc
+
+        short = pc.less(pc.utf8_length(pc.utf8_trim_whitespace(table["text"])), 2)
+        count = pc.sum(short).as_py() or 0
+        if not count:
+            return []
+        examples = tuple(table.filter(short)["row_id"].slice(0, 5).to_pylist())
+        message = f"{count} rows of {split} have one character; kept"
+        return [Finding("info", "very short text", message, count, examples)]
+
+    def default_recipe(self, family: str, parameters: int) -> Recipe:
+        """Return the published recipe for a model of this size.
+
+        Under 50 M parameters: Turc et al. 2019 ("Well-read students learn better", section 5: lr 3e-5 to 3e-4), whose
+        1e-4 also suits MiniLM; base models: Devlin et al. 2019, appendix A.3 (lr 2e-5 to 5e-5) and Liu et al. 2019;
+        large ones: Mosbach et al. 2021 (2e-5 and longer warm-up). Decoders under 5 M have no published value.
+        """
+        if parameters < 5e6:
+            return Recipe(lr=1e-3, weight_decay=0.0)
+        if parameters < 5e7:
+            return Recipe(lr=1e-4)
+        if parameters < 2e8:
+            return Recipe(lr=3e-5)
+        return Recipe(lr=2e-5)
+
+    def default_space(self, family: str, parameters: int) -> dict[str, Range]:
+        """Learning rate a factor of four around the default, and the two batch sizes of the BERT paper."""
+        lr = self.default_recipe(family, parameters).lr
+        return {"lr": Log(log=(lr / 4, lr * 4)), "batch_size": Choice(choice=[16, 32])}
+
+    def processor(self, folder: str) -> Any:
+        """Open the tokenizer in `folder`; one without a padding token pads with its end or unknown token."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        # Last-token pooling of decoders looks for the last token that is not padding, so padding goes right.
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    def build(self, folder: str, config: Any, pad: int, **options: Any) -> torch.nn.Module:
+        """Open the pre-trained body and put a new classification head on it."""
+        from transformers import AutoModelForSequenceClassification
+
+        config.num_labels = len(self.labels)
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {label: index for index, label in enumerate(self.labels)}
+        config.problem_type = "multi_label_classification" if self.multi_label else "single_label_classification"
+        if config.pad_token_id is None:
+            config.pad_token_id = pad
+        model: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+        )
+        return model
+
+    def encode(self, table: pa.Table, processor: Any, max_length: int) -> pa.Table:
+        """Turn rows into token ids; columns ``input_ids``, ``length`` and, for pairs, ``token_type_ids``."""
+        import pyarrow as pa
+
+        texts = table["text"].to_pylist()
+        pairs = table["text_pair"].to_pylist() if self.pair else None
+        if not texts:
+            encoded: Mapping[str, Any] = {"input_ids": []}
+        else:
+            encoded = processor(texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False)
+        ids = pa.array(encoded["input_ids"], type=pa.list_(pa.int32()))
+        columns = {"input_ids": ids, "length": pa.array([len(row) for row in encoded["input_ids"]], pa.int32())}
+        # A single text is all segment 0, which is what a model assumes when it gets none.
+        if self.pair and "token_type_ids" in encoded:
+            columns["token_type_ids"] = pa.array(encoded["token_type_ids"], type=pa.list_(pa.int8()))
+        return pa.table(columns)
+
+    def collate(self, encoded: pa.Table, pad: int) -> dict[str, torch.Tensor]:
+        """Pad to the longest row of this batch; the mask comes from the lengths, as some ids pad and mean something."""
+        import torch
+
+        lengths = encoded["length"].to_numpy()
+        mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+        batch = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        for name, filler in (("input_ids", pad), ("token_type_ids", 0)):
+            if name in encoded.column_names:
+                padded = np.full(mask.shape, filler, dtype=np.int64)
+                padded[mask] = encoded[name].combine_chunks().flatten().to_numpy()
+                batch[name] = torch.from_numpy(padded)
+        return batch
+
+    def targets(self, table: pa.Table) -> NDArray[Any]:
+        """Label numbers, shape (rows,) int64; or label bits, shape (rows, labels) int8."""
+        index = {label: position for position, label in enumerate(self.labels)}
+        values = table["label"].to_pylist()
+        if not self.multi_label:
+            return np.array([index[value] for value in values], dtype=np.int64)
+        bits = np.zeros((len(values), len(self.labels)), dtype=np.int8)
+        for row, names in enumerate(values):
+            bits[row, [index[name] for name in names]] = 1
+        return bits
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Loss of each row, shape (rows,): cross-entropy, or the sum over labels of binary cross-entropies."""
+        from torch.nn import functional as F
+
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").sum(1)
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+    def predict(self, logits: torch.Tensor) -> NDArray[np.float32]:
+        """Probabilities, shape (rows, labels), float32."""
+        probabilities = logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
+        result: NDArray[np.float32] = probabilities.cpu().numpy()
+        return result
+
+    def said(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """The prediction in the form of ``targets``: label numbers, or label bits."""
+        if self.multi_label:
+            return (scores >= self.threshold).astype(np.int8)
+        return scores.argmax(1)
+
+    def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
+        """Return the task with the threshold of best micro F1 on these rows (validation, never test).
+
+        Yang 2001 ("A study of thresholding strategies", SCut), one threshold for all labels.
+        """
+        if not self.multi_label:
+            return self
+        grid = np.round(np.linspace(0.05, 0.95, 37), 3)
+        micro = metrics.multi_label_metric("f1_micro")
+        everyone = np.ones((1, len(scores)))
+        values = [
+            micro(replace(self, threshold=float(t)).outcome(scores, targets), everyone)[0] for t in grid
+        ]
+        return replace(self, threshold=float(grid[int(np.argmax(values))]))
+
+    def outcome(self, scores: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
+        """One line per example: (true, predicted), or the true bits followed by the predicted bits."""
+        return self.paired_outcome(self.said(scores), targets)
+
+    def paired_outcome(self, said: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
+        """As ``outcome``, from predictions instead of scores."""
+        return np.concatenate([np.atleast_2d(targets.T).T, np.atleast_2d(said.T).T], axis=1).astype(np.int64)
+
+    def score(self, metric: str, outcomes: Outcomes, weights: NDArray[Any]) -> NDArray[np.float64]:
+        """One value of the metric for each line of weights, shape (draws, rows) -> (draws,)."""
+        return self.metric(metric)(outcomes, weights)
+
+    def metric(self, name: str) -> metrics.Metric:
+        """Return the metric as a function of (outcomes, weights)."""
+        if self.multi_label:
+            return metrics.multi_label_metric(name)
+        return metrics.single_label_metric(name, self.labels.index(self.positive) if self.positive else None)
+
+    def class_metrics(self) -> dict[str, dict[str, metrics.Metric]]:
+        """Label -> precision, recall and F1 of that label alone."""
+        kinds = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.f1}
+        return {
+            label: {name: partial(kind, positive=index, multi_label=self.multi_label) for name, kind in kinds.items()}
+            for index, label in enumerate(self.labels)
+        }
+
+    def right(self, outcomes: Outcomes) -> NDArray[np.bool_]:
+        """Whether each row's prediction is right, in all its labels."""
+        true, said = np.split(outcomes, 2, axis=1)
+        return (true == said).all(axis=1)
+
+    def answer(self, scores: NDArray[Any]) -> dict[str, Any]:
+        """One row's prediction for people and machines: the label (or labels) and every label's probability."""
+        said = self.said(scores[None])[0]
+        shown = {label: round(float(score), 6) for label, score in zip(self.labels, scores, strict=True)}
+        if self.multi_label:
+            return {"labels": [label for label, bit in zip(self.labels, said, strict=True) if bit], "scores": shown}
+        return {"label": self.labels[int(said)], "scores": shown}
+
+
+def _natural(label: str) -> tuple[int, float, str]:
+    """Sort "10" after "9"."""
+    try:
+        return 0, float(label), label
+    except ValueError:
+        return 1, 0.0, label

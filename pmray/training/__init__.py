@@ -1,0 +1,1 @@
+"""Open a pre-trained model, fine-tune it, predict with it, save it. Plain torch, no Ray."""

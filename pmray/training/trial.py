@@ -1,0 +1,243 @@
+"""One trial from beginning to end: open everything by name, fit, measure, and turn what happened into plain facts.
+
+The same function serves a Ray Tune trial, a worker of Ray Train and a plain process. It gets names, paths and numbers,
+never data or models.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pmray import plugins
+from pmray.data.encode import open_encoded, read_arrow
+from pmray.errors import CandidateUnavailable, OutOfMemory
+from pmray.spec import Recipe
+from pmray.tasks.base import Task
+from pmray.training import loop
+from pmray.training.model import Pretrained, features, on_this_node, open_model, quiet_transformers
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a worker must know to carry out a trial."""
+
+    key: str
+    """The outcome's key in the ledger."""
+    pretrained: Pretrained
+    recipe: Recipe
+    seed: int
+    task: Mapping[str, Any]
+    """``task.to_json()``."""
+    metric: str
+    rungs: tuple[int, ...]
+    """Examples after which the model is scored; the last ends the fit."""
+    cache: str
+    """Folder of loaded and encoded data."""
+    data: str
+    """Key of the loaded data."""
+    encoding: str
+    """Key of the encoded data."""
+    run: str | None = None
+    """Run folder that weights and predictions are saved to; finalists only."""
+
+    @property
+    def budget(self) -> int:
+        """Examples seen when the trial is complete."""
+        return self.rungs[-1]
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of ``validation.parquet`` and ``test.parquet``."""
+        return predictions_folder(self.run or "", self.key)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the weights; deleted when the model has lost."""
+        return Path(self.run or "") / "checkpoints" / self.key
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What carrying out a trial gave, as plain values that travel and are written down."""
+
+    status: str
+    score: float | None = None
+    examples: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    seconds: float = 0.0
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def carry_out(work: Work, report: Callable[[loop.Rung], None] = lambda rung: None) -> Facts:
+    """Fine-tune as `work` says.
+
+    Whatever goes wrong in the trial is returned as facts, not raised: a sweep outlives its trials. In a process group
+    every worker calls this; rank 0 saves.
+
+    Args:
+        work: What to do.
+        report: Called at every rung.
+    """
+    started = time.perf_counter()
+    curve: list[tuple[int, float]] = []
+
+    def remember(rung: loop.Rung) -> None:
+        curve.append((rung.examples, rung.score))
+        report(rung)
+
+    try:
+        return _fit(work, remember, started)
+    except OutOfMemory as error:
+        status, reason = "infeasible", str(error)
+    except CandidateUnavailable as error:
+        status, reason = "unavailable", str(error)
+    except Exception as error:  # noqa: BLE001  (the edge of a trial: any failure is an outcome)
+        status, reason = "failed", _last_lines(error)
+    return Facts(
+        status=status,
+        score=max((score for _, score in curve), default=None),
+        examples=curve[-1][0] if curve else 0,
+        curve=tuple(curve),
+        seconds=time.perf_counter() - started,
+        measured={"host": socket.gethostname()},
+        error=reason,
+    )
+
+
+def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Facts:
+    task = open_task(work.task)
+    cache = Path(work.cache)
+    train, validation = (open_encoded(cache, work.encoding, split) for split in ("train", "validation"))
+    targets, validation_targets = (open_targets(cache, work.data, split, task) for split in ("train", "validation"))
+    # The seed decides the head's first weights here, and dropout and batch order in the loop.
+    torch.manual_seed(work.seed)
+    model = open_model(
+        on_this_node(work.pretrained),
+        task,
+        pad=train.pad,
+        dropout=work.recipe.dropout,
+        freeze_embeddings=work.recipe.freeze_embeddings,
+    )
+    opened = time.perf_counter() - started
+    fitted = loop.fit(
+        model,
+        task,
+        work.recipe,
+        train,
+        targets,
+        validation,
+        validation_targets,
+        metric=work.metric,
+        rungs=work.rungs,
+        seed=work.seed,
+        report=report,
+        name=work.pretrained.name,
+    )
+    measured: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "open_seconds": round(opened, 3),
+        "train_seconds": round(fitted.train_seconds, 3),
+        "evaluate_seconds": round(fitted.evaluate_seconds, 3),
+        "examples_per_second": round(fitted.examples / max(fitted.train_seconds, 1e-9), 1),
+        "loss": fitted.loss,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    if work.run:
+        test = open_encoded(cache, work.encoding, "test")
+        # fp32 from here on: what is measured and kept is what will be served.
+        test_scores = loop.predict(model, task, test)
+        validation_scores = loop.predict(model, task, validation)
+        if loop.rank() == 0:
+            measured["latency_ms"] = loop.measure_latency(model, task, validation)
+            for split, scores in (("test", test_scores), ("validation", validation_scores)):
+                save_predictions(work.predictions / f"{split}.parquet", _row_ids(cache, work.data, split), scores)
+            save_model(work.checkpoint, model, fitted.task, work.pretrained, work.recipe.max_length)
+        measured["task"] = fitted.task.to_json()
+    return Facts(
+        status="done",
+        score=fitted.score,
+        examples=work.budget,
+        curve=tuple((rung.examples, rung.score) for rung in fitted.curve),
+        seconds=time.perf_counter() - started,
+        measured=measured,
+    )
+
+
+def extract_features(
+    pretrained: Pretrained, settings: Mapping[str, Any], cache: Path, encoding: str, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Features of some training rows from the frozen body, shape (rows, width), in the order of `rows`."""
+    task = open_task(settings)
+    train = open_encoded(cache, encoding, "train")
+    torch.manual_seed(0)
+    model = open_model(on_this_node(pretrained), task, pad=train.pad)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return loop.map_rows(model, task, train, rows, features, Recipe())
+
+
+def open_task(settings: Mapping[str, Any]) -> Task:
+    """Make a task from what ``to_json`` wrote."""
+    task: Task = plugins.task_class(settings["task"]).from_json(settings)
+    return task
+
+
+def open_targets(cache: Path, data: str, split: str, task: Task) -> NDArray[Any]:
+    """Labels of a loaded split as numbers."""
+    return task.targets(read_arrow(cache / f"data-{data}" / f"{split}.arrow"))
+
+
+def recipe_length(recipe: Recipe, pretrained: Pretrained) -> int:
+    """Tokens of a row: what the recipe asks, at most what the model can take."""
+    return min(recipe.max_length, pretrained.max_positions or recipe.max_length)
+
+
+def predictions_folder(run: str | Path, key: str) -> Path:
+    """Where a trial's predictions lie in a run folder."""
+    return Path(run) / "predictions" / key
+
+
+def save_predictions(path: Path, row_ids: Sequence[str], scores: NDArray[np.float32]) -> None:
+    """Write one line a row: its id and its score vector."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"row_id": list(row_ids), "scores": pa.array(list(scores), pa.list_(pa.float32()))}), path)
+
+
+def read_predictions(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """Read what ``save_predictions`` wrote: row ids, and score vectors of shape (rows, labels)."""
+    table = pq.read_table(path)
+    scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return table["row_id"].to_pylist(), scores
+
+
+def save_model(folder: Path, model: torch.nn.Module, task: Task, pretrained: Pretrained, max_length: int) -> None:
+    """Write a plain ``save_pretrained`` folder that ``transformers`` opens without pmray."""
+    with quiet_transformers():
+        model.save_pretrained(folder)  # type: ignore[operator]
+        processor = task.processor(on_this_node(pretrained).folder)
+        # Readers of the folder then cut texts where training did.
+        processor.model_max_length = min(max_length, pretrained.max_positions or max_length)
+        processor.save_pretrained(folder)
+
+
+def _row_ids(cache: Path, data: str, split: str) -> list[str]:
+    ids: list[str] = read_arrow(cache / f"data-{data}" / f"{split}.arrow")["row_id"].to_pylist()
+    return ids
+
+
+def _last_lines(error: BaseException) -> str:
+    """The exception and the last lines of its traceback: enough to act on, short enough for a table."""
+    return "".join(traceback.format_exception(error)[-3:]).strip()[-2000:]
+

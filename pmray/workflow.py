@@ -1,0 +1,605 @@
+"""The story from a spec to a registered winner: rank, sweep, re-fit the finalists, open the test rows, decide, register.
+
+Every step first looks into the ledger for what is already known; so a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+
+from pmray import preparation
+from pmray.bundle import GOLDEN_ROWS, open_bundle, write_settings
+from pmray.data.encode import open_encoded, read_arrow
+from pmray.data.load import read_sealed
+from pmray.distributed.cluster import Capacity, at_a_time, connected
+from pmray.distributed.train import FACTS, fit_groups
+from pmray.distributed.tune import rank_candidates, run_trials
+from pmray.errors import NoVerdict
+from pmray.preparation import Prepared
+from pmray.registry import Version, register
+from pmray.report.card import model_card
+from pmray.report.console import (
+    TrialBoard,
+    failures_table,
+    findings_table,
+    people,
+    rank_table,
+    recipe_text,
+    verdict_panel,
+)
+from pmray.run import Run, environment, open_run
+from pmray.selection.halving import finalists
+from pmray.selection.ledger import Outcome, latest, outcome_of
+from pmray.selection.proxies import Ranked, thin
+from pmray.selection.search import Search, Tried
+from pmray.selection.verdict import Contender, Verdict, decide
+from pmray.spec import Recipe, Spec, digest
+from pmray.tasks.base import Outcomes, Task
+from pmray.tasks.baselines import BASELINES, fit_baseline
+from pmray.training.loop import Rung
+from pmray.training.trial import (
+    Facts,
+    Work,
+    open_task,
+    predictions_folder,
+    read_predictions,
+    recipe_length,
+    save_predictions,
+)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep gave."""
+
+    verdict: Verdict
+    bundle: Path
+    version: Version
+    folder: Path
+    """The run folder."""
+    outcomes: Sequence[Outcome]
+
+
+def rank(spec: Spec, *, address: str | None = None, strict: bool = False, console: Console | None = None) -> list[Ranked]:
+    """Order the candidates by how well their frozen features suit the data; minutes, no fine-tuning.
+
+    Args:
+        spec: The job.
+        address: Of a Ray cluster; by default this machine.
+        strict: A candidate that cannot be had is an error.
+        console: For progress; standard error by default.
+
+    Raises:
+        DataError: The data cannot be used.
+        NoVerdict: No candidate can be had.
+    """
+    console = console or people()
+    with open_run(spec) as run:
+        prepared = _prepare(spec, run, console, strict)
+        with connected(address) as cluster:
+            return _rank(prepared, run, cluster, console)
+
+
+def sweep(
+    spec: Spec,
+    *,
+    address: str | None = None,
+    fresh: bool = False,
+    strict: bool = False,
+    console: Console | None = None,
+) -> Swept:
+    """Find, prove, export and register the best model; run again to continue after any interruption.
+
+    Args:
+        spec: The job.
+        address: Of a Ray cluster; by default this machine.
+        fresh: Put an earlier run of this name aside instead of continuing it.
+        strict: A candidate that cannot be had is an error.
+        console: For progress; standard error by default.
+
+    Raises:
+        DataError: The data cannot be used; nothing was started.
+        ClusterError: The plan does not fit the cluster.
+        NoVerdict: No trial gave a score.
+    """
+    console = console or people()
+    with open_run(spec, fresh=fresh) as run:
+        prepared = _prepare(spec, run, console, strict)
+        _baselines(prepared, run, console)
+        with connected(address) as cluster:
+            ranked = _rank(prepared, run, cluster, console)
+            _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
+            chosen = _finalists(prepared, run)
+            works = _refit(prepared, run, chosen, cluster, console)
+            verdict = _decide(prepared, run, works, console)
+            winner = _best_fit(works[verdict.winner], run)
+            if not _has_weights(run, winner):
+                # The run had been decided for another winner, and this one's weights deleted.
+                works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
+        bundle = _export(prepared, run, winner, verdict)
+        version = _register(prepared, bundle, verdict, winner)
+        _tidy(run)
+        console.print(verdict_panel(verdict))
+        if table := failures_table(list(latest(run.ledger.outcomes).values())):
+            console.print(table)
+        console.print(f"winner: {bundle}\nregistered: {version} as champion in {spec.registry_uri}\nrun: {run.folder}")
+        return Swept(verdict, bundle, version, run.folder, tuple(run.ledger.outcomes))
+
+
+def fit(
+    spec: Spec,
+    candidate: str,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    address: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Fine-tune one candidate with its default recipe (or a changed one) on its workers, and export it.
+
+    The test rows stay sealed; the score is on validation rows.
+
+    Args:
+        spec: The job; its search part is not used.
+        candidate: Name of the candidate.
+        recipe: Values that differ from the default recipe.
+        seed: Seed of the fit.
+        address: Of a Ray cluster; by default this machine.
+        console: For progress; standard error by default.
+
+    Returns:
+        Folder of the bundle.
+
+    Raises:
+        UnknownName: No such candidate.
+        NoVerdict: The fit failed; says why.
+    """
+    console = console or people()
+    asked = spec.candidate(candidate)
+    merged = asked.model_copy(update={"recipe": {**asked.recipe, **(recipe or {})}, "space": {}})
+    one = Spec.model_validate({**spec.model_dump(), "candidates": [merged.model_dump()]})
+    with open_run(one) as run:
+        prepared = _prepare(one, run, console, strict=True)
+        with connected(address) as cluster:
+            work = prepared.work("final", candidate, prepared.arms[candidate].default, seed, run.folder)
+            facts = _fit_all(prepared, run, {candidate: [work]}, cluster, console, title="fit")[work.key]
+        if facts.status != "done":
+            raise NoVerdict(f"{candidate}: {facts.error}")
+        folder = run.folder / "fits" / work.key
+        return _write_bundle(prepared, run, _latest(run, work.key), None, folder)
+
+
+def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
+    prepared = preparation.prepare(spec, console, strict=strict)
+    if prepared.findings:
+        console.print(findings_table(prepared.findings))
+    if spec.score is None:
+        console.print(f"score: {prepared.metric} (the task's default; `score:` names another)")
+    known = latest(run.ledger.outcomes)
+    for outcome in preparation.unavailable_outcomes(prepared):
+        if outcome.key not in known or known[outcome.key].error != outcome.error:
+            run.ledger.append(outcome)
+    return prepared
+
+
+def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
+    """Fit what needs no transformer, unless the ledger has it."""
+    known = run.ledger.settled("baseline")
+    for name, kind in BASELINES.items():
+        key = _baseline_key(prepared, kind)
+        if key in known:
+            continue
+        started = time.perf_counter()
+        data = prepared.dataset
+        with console.status(f"baseline: {name}"):
+            validation, (test,) = fit_baseline(
+                kind, prepared.task, data.train, data.validation, [data.test], metric=prepared.metric
+            )
+        task = prepared.task.tuned(validation, prepared.task.targets(data.validation))
+        folder = predictions_folder(run.folder, key)
+        save_predictions(folder / "validation.parquet", data.validation["row_id"].to_pylist(), validation)
+        save_predictions(folder / "test.parquet", data.test["row_id"].to_pylist(), test)
+        outcomes = task.outcome(validation, task.targets(data.validation))
+        run.ledger.append(
+            Outcome(
+                key=key,
+                stage="baseline",
+                candidate=name,
+                status="done",
+                score=float(task.score(prepared.metric, outcomes, np.ones((1, len(outcomes))))[0]),
+                seconds=round(time.perf_counter() - started, 3),
+                facts={"task": task.to_json()},
+            )
+        )
+
+
+def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> list[Ranked]:
+    """Score frozen candidates, those that the ledger does not know yet."""
+    spec = prepared.spec
+    resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
+    at_a_time(resources, cluster)
+    rows = prepared.ranking_rows()
+    keys = {one.name: prepared.key("rank", one, {}, spec.search.seed, len(rows)) for one in prepared.candidates}
+    known = run.ledger.settled("rank")
+    waiting = [one for one in prepared.candidates if keys[one.name] not in known]
+
+    def ended(one: Any, scores: Mapping[str, float] | None, error: str | None, seconds: float) -> None:
+        run.ledger.append(
+            Outcome(
+                key=keys[one.name],
+                stage="rank",
+                candidate=one.name,
+                status="failed" if scores is None else "done",
+                seconds=round(seconds, 3),
+                facts={"proxies": scores, "rows": len(rows)} if scores else {},
+                error=error,
+                may_pass=scores is None,
+            )
+        )
+
+    if waiting:
+        targets = prepared.task.targets(prepared.dataset.train)[rows]
+        with preparation.steps(console, "ranking", len(waiting)) as advance:
+            rank_candidates(
+                waiting,
+                resources,
+                prepared.task.to_json(),
+                prepared.metric,
+                prepared.cache,
+                {
+                    one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
+                    for one in waiting
+                },
+                rows,
+                targets,
+                lambda *news: (ended(*news), advance()),
+            )
+    known = run.ledger.settled("rank")
+    scored = {one.name: known[keys[one.name]].facts["proxies"] for one in prepared.candidates if keys[one.name] in known}
+    if not scored:
+        raise NoVerdict("no candidate could be ranked; the ledger says why: " + str(run.ledger.path))
+    ranked = thin(
+        scored,
+        {one.name: one.family for one in prepared.candidates},
+        {one.name: one.parameters for one in prepared.candidates},
+        keep=spec.search.keep_after_rank,
+    )
+    console.print(rank_table(ranked))
+    return ranked
+
+
+def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity, console: Console) -> None:
+    """Run what is left of the sweep's trials."""
+    spec = prepared.spec
+    arms = [prepared.arms[name] for name in kept]
+    tried = _tried(prepared, run, kept)
+    left = spec.search.trials - len(tried)
+    if left <= 0:
+        console.print(f"sweep: all {len(tried)} trials are in the ledger")
+        return
+    if tried:
+        console.print(f"sweep: {len(tried)} of {spec.search.trials} trials are in the ledger, {left} to go")
+    if spec.search.trials < len(kept):
+        console.print(
+            f"[yellow]search.trials = {spec.search.trials} is less than {len(kept)} candidates: some are not tried[/]"
+        )
+    resources = {name: spec.resources_of(spec.candidate(name)) for name in kept}
+    parallel = at_a_time(resources, cluster, spec.search.concurrency)
+    search = Search(arms, algorithm=spec.search.algorithm, seed=spec.search.seed, tried=tried)
+    deadline = time.time() + 3600 * spec.search.hours if spec.search.hours else None
+    board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1], parallel)
+    with board:
+
+        def ended(work: Work, facts: Facts, may_pass: bool) -> None:
+            outcome = outcome_of(work, facts, "sweep", may_pass=may_pass)
+            run.ledger.append(outcome)
+            board.end(work.key, outcome)
+
+        run_trials(
+            search,
+            lambda proposal: prepared.work("sweep", proposal.candidate, proposal.recipe, spec.search.seed),
+            resources,
+            trials=left,
+            at_a_time=parallel,
+            reduction=spec.search.reduction,
+            deadline=deadline,
+            scratch=run.scratch,
+            on_start=lambda work: board.start(work.key, *_described(prepared, work)),
+            on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
+            on_end=ended,
+        )
+
+
+def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:
+    """Trials of these candidates on this data that the ledger has settled."""
+    tried = []
+    for outcome in run.ledger.settled("sweep").values():
+        if outcome.candidate in kept and outcome.status != "unavailable":
+            recipe = Recipe(**outcome.recipe)
+            if prepared.work("sweep", outcome.candidate, recipe, outcome.seed).key == outcome.key:
+                tried.append(Tried(outcome.candidate, recipe, outcome.score))
+    return tried
+
+
+def _finalists(prepared: Prepared, run: Run) -> list[Outcome]:
+    current = {(one.candidate, one.recipe) for one in _tried(prepared, run, [one.name for one in prepared.candidates])}
+    outcomes = [
+        one
+        for one in run.ledger.settled("sweep").values()
+        if one.status in ("done", "stopped") and (one.candidate, Recipe(**one.recipe)) in current
+    ]
+    chosen = finalists(outcomes, prepared.spec.search.finalists)
+    if not chosen:
+        raise NoVerdict(f"no trial gave a score; {run.ledger.path} says why each one failed.")
+    return chosen
+
+
+def _refit(
+    prepared: Prepared,
+    run: Run,
+    chosen: Sequence[Outcome],
+    cluster: Capacity,
+    console: Console,
+    *,
+    again: set[str] = frozenset(),  # type: ignore[assignment]
+) -> dict[str, list[Outcome]]:
+    """Fit each finalist with several seeds; returns their outcomes, by candidate.
+
+    Args:
+        prepared: The job.
+        run: Where to.
+        chosen: Finalists, best first.
+        cluster: Where.
+        console: For progress.
+        again: Keys that are fitted although the ledger has them.
+    """
+    groups: dict[str, list[Work]] = {}
+    for one in chosen:
+        # Seeds of the fits are not that of the search: the search has already picked by that one.
+        seeds = [prepared.spec.search.seed + 1 + index for index in range(prepared.spec.search.seeds)]
+        groups[one.candidate] = [
+            prepared.work("final", one.candidate, Recipe(**one.recipe), seed, run.folder) for seed in seeds
+        ]
+    known = run.ledger.settled("final")
+    left = {
+        name: [work for work in works if work.key in again or not _is_settled(work, known)]
+        for name, works in groups.items()
+    }
+    left = {name: works for name, works in left.items() if works}
+    if left:
+        _fit_all(prepared, run, left, cluster, console, title="finalists")
+    known = run.ledger.settled("final")
+    done = {
+        name: [known[work.key] for work in works if work.key in known and known[work.key].status == "done"]
+        for name, works in groups.items()
+    }
+    if not any(done.values()):
+        raise NoVerdict(f"no finalist could be fitted again; {run.ledger.path} says why.")
+    return {name: outcomes for name, outcomes in done.items() if outcomes}
+
+
+def _is_settled(work: Work, known: Mapping[str, Outcome]) -> bool:
+    """A finished fit counts only with its predictions on disk."""
+    return work.key in known and (known[work.key].status != "done" or (work.predictions / "test.parquet").is_file())
+
+
+def _fit_all(
+    prepared: Prepared, run: Run, groups: Mapping[str, Sequence[Work]], cluster: Capacity, console: Console, *, title: str
+) -> dict[str, Facts]:
+    """Carry out groups of works with Ray Train, with a live table and a ledger line each."""
+    resources = {name: prepared.spec.resources_of(prepared.spec.candidate(name)) for name in groups}
+    parallel = at_a_time(resources, cluster, prepared.spec.search.concurrency)
+    works = [work for group in groups.values() for work in group]
+    results: dict[str, Facts] = {}
+    board = TrialBoard(console, title, prepared.metric, len(works), sum(work.budget for work in works), parallel)
+    with board:
+
+        def reached(work: Work, rung: Rung) -> None:
+            if work.key not in board.rows:
+                board.start(work.key, *_described(prepared, work))
+            board.rung(work.key, rung.examples, rung.score)
+
+        def ended(work: Work, facts: Facts) -> None:
+            outcome = outcome_of(work, facts, "final", may_pass=facts.status != "done")
+            results[work.key] = facts
+            run.ledger.append(outcome)
+            board.end(work.key, outcome)
+
+        fit_groups(groups, resources, at_a_time=parallel, scratch=run.scratch, on_rung=reached, on_end=ended)
+    return results
+
+
+def _described(prepared: Prepared, work: Work) -> tuple[str, str, int]:
+    """A trial's candidate, what is special about its recipe, and its budget."""
+    name = work.pretrained.name
+    detail = recipe_text(work.recipe.model_dump(), prepared.arms[name].default.model_dump())
+    return name, f"{detail}, seed {work.seed}" if work.run else detail, work.budget
+
+
+def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]], console: Console) -> Verdict:
+    """Open the test rows, for all finalists and baselines together, and decide."""
+    data = prepared.dataset
+    keys = sorted(one.key for outcomes in works.values() for one in outcomes)
+    opened = digest("\n".join([data.key, prepared.metric, *keys]))
+    known = [one for one in run.ledger.outcomes if one.stage == "test"]
+    labels = read_sealed(prepared.cache, data.key)
+    if opened not in {one.key for one in known}:
+        run.ledger.append(
+            Outcome(key=opened, stage="test", candidate="", status="done", facts={"data": data.key, "fits": keys})
+        )
+    times = len({one.key for one in run.ledger.outcomes if one.stage == "test" and one.facts.get("data") == data.key})
+    swept = {one.key: one for one in run.ledger.settled("sweep").values()}
+    contenders = []
+    for name, outcomes in works.items():
+        searched = [
+            one.score
+            for one in swept.values()
+            if one.candidate == name and one.recipe == outcomes[0].recipe and one.score is not None
+        ]
+        contenders.append(
+            Contender(
+                name=name,
+                outcomes=[_test_outcomes(run, one, labels) for one in outcomes],
+                search_score=max(searched, default=None),
+                validation_score=float(np.mean([one.score for one in outcomes])),
+                latency_ms=float(np.median([one.facts["latency_ms"] for one in outcomes])),
+                parameters=int(outcomes[0].facts["parameters"]),
+                training_seconds=float(np.mean([one.facts["train_seconds"] for one in outcomes])),
+            )
+        )
+    for name, kind in BASELINES.items():
+        outcome = run.ledger.settled("baseline")[_baseline_key(prepared, kind)]
+        contenders.append(
+            Contender(
+                name=name,
+                outcomes=[_test_outcomes(run, outcome, labels)],
+                baseline=True,
+                validation_score=outcome.score,
+                training_seconds=outcome.seconds,
+            )
+        )
+    with console.status("comparing on the test rows"):
+        verdict = decide(contenders, prepared.task, prepared.metric, prepared.spec.decide)
+    if times > 1:
+        console.print(
+            f"[yellow]The test labels of this data were opened {times} times for different fits: "
+            "the more often, the less the number is worth.[/]"
+        )
+    trials = [one for one in latest(run.ledger.outcomes).values() if one.stage in ("rank", "sweep", "final")]
+    run.write_verdict(
+        {
+            **verdict.to_json(),
+            "test_opened": times,
+            "seconds": {
+                stage: round(sum(one.seconds for one in trials if one.stage == stage), 1)
+                for stage in ("rank", "sweep", "final")
+            },
+            "failures": [
+                {"candidate": one.candidate, "stage": one.stage, "status": one.status, "error": one.error}
+                for one in trials
+                if one.error
+            ],
+        }
+    )
+    return verdict
+
+
+def _test_outcomes(run: Run, outcome: Outcome, labels: pa.Table) -> Outcomes:
+    """Outcome lines of a fit's predictions on the test rows, with the thresholds it tuned on validation."""
+    task = open_task(outcome.facts["task"])
+    row_ids, scores = read_predictions(predictions_folder(run.folder, outcome.key) / "test.parquet")
+    if row_ids != labels["row_id"].to_pylist():
+        raise NoVerdict(f"the predictions of {outcome.candidate} are not of these test rows; run with --fresh.")
+    return task.outcome(scores, task.targets(labels))
+
+
+def _best_fit(outcomes: Sequence[Outcome], run: Run) -> Outcome:
+    """The seed that is exported: the best on validation rows, so that the test rows stay untouched by this choice."""
+    return max(outcomes, key=lambda one: (one.score, -one.seed))
+
+
+def _latest(run: Run, key: str) -> Outcome:
+    return latest(run.ledger.outcomes)[key]
+
+
+def _has_weights(run: Run, winner: Outcome) -> bool:
+    exported = run.bundle / "pmray.json"
+    return (run.folder / "checkpoints" / winner.key / FACTS).is_file() or (
+        exported.is_file() and open_bundle(run.bundle).settings["key"] == winner.key
+    )
+
+
+def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> Path:
+    if (run.bundle / "pmray.json").is_file() and open_bundle(run.bundle).settings["key"] == winner.key:
+        return run.bundle
+    return _write_bundle(prepared, run, winner, verdict, run.bundle)
+
+
+def _write_bundle(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict | None, folder: Path) -> Path:
+    """Put the winner's weights, settings, golden rows and card into a folder, replacing what it held."""
+    one = prepared.pretrained(winner.candidate)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(
+        run.folder / "checkpoints" / winner.key, partial, ignore=shutil.ignore_patterns(FACTS)
+    )
+    line = verdict.line(verdict.winner) if verdict else None
+    task = open_task(winner.facts["task"])
+    settings = {
+        "name": prepared.spec.name,
+        "key": winner.key,
+        "task": task.to_json(),
+        "metric": prepared.metric,
+        "score": asdict(line.score) if line else None,
+        "corrected_score": asdict(verdict.corrected) if verdict else None,
+        "deployed_score": _deployed_score(run, winner, prepared) if verdict else None,
+        "validation_score": winner.score,
+        "latency_ms": winner.facts.get("latency_ms"),
+        "parameters": winner.facts.get("parameters"),
+        "max_length": recipe_length(Recipe(**winner.recipe), one),
+        "candidate": {"model": one.candidate.model, "layers": one.candidate.layers, "revision": one.revision},
+        "recipe": dict(winner.recipe),
+        "seed": winner.seed,
+        "data": prepared.dataset.key,
+        "rows": {
+            "train": len(prepared.dataset.train),
+            "validation": len(prepared.dataset.validation),
+            "test": len(prepared.dataset.test),
+        },
+        "pmray_version": environment()["versions"]["pmray"],
+    }
+    write_settings(partial, settings, _golden(prepared, run, winner), model_card(settings, verdict))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(folder)
+    return folder
+
+
+def _deployed_score(run: Run, winner: Outcome, prepared: Prepared) -> float:
+    outcomes = _test_outcomes(run, winner, read_sealed(prepared.cache, prepared.dataset.key))
+    return float(prepared.task.score(prepared.metric, outcomes, np.ones((1, len(outcomes))))[0])
+
+
+def _golden(prepared: Prepared, run: Run, winner: Outcome) -> pa.Table:
+    """A few validation rows over all lengths, with the score vectors that the exported weights gave."""
+    row_ids, scores = read_predictions(predictions_folder(run.folder, winner.key) / "validation.parquet")
+    rows = read_arrow(prepared.cache / f"data-{prepared.dataset.key}" / "validation.arrow")
+    lengths: NDArray[np.int32] = open_encoded(
+        prepared.cache, next(iter(prepared.encodings.values())), "validation"
+    ).lengths
+    spread = np.linspace(0, len(row_ids) - 1, min(GOLDEN_ROWS, len(row_ids))).astype(int)
+    chosen = np.argsort(lengths, kind="stable")[spread]
+    roles = [role for role in rows.column_names if role not in ("label", "group")]
+    return rows.select(roles).take(pa.array(chosen)).append_column(
+        "scores", pa.array(list(scores[chosen]), pa.list_(pa.float32()))
+    )
+
+
+def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
+    line = verdict.line(verdict.winner)
+    metrics = {f"test_{name}": interval.value for name, interval in line.metrics.items()}
+    metrics |= {f"test_{verdict.metric}_low": line.score.low, f"test_{verdict.metric}_high": line.score.high}
+    params = {"candidate": winner.candidate, "seed": winner.seed, **winner.recipe}
+    return register(open_bundle(bundle), prepared.spec.registry_uri, metrics=metrics, params=params)
+
+
+def _tidy(run: Run) -> None:
+    """Delete the weights of the losers; the winner's are in the bundle, and every prediction is kept."""
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def _baseline_key(prepared: Prepared, kind: str) -> str:
+    return digest(f"baseline {prepared.dataset.key} {prepared.task.to_json()} {prepared.metric} {kind}")
+
+
+

@@ -1,4 +1,4 @@
-"""The exported model: a plain ``save_pretrained`` folder that ``transformers`` opens without pmray, and what pmray adds.
+"""The exported model: a plain ``save_pretrained`` folder that ``transformers`` opens alone, and what pmray adds.
 
 ``pmray.json`` holds the task, thresholds, the promised score and where the model came from; ``golden.parquet`` a few
 rows with their expected score vectors, for health checks; ``README.md`` the model card. Loading never unpickles and

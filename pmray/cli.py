@@ -31,11 +31,14 @@ app = typer.Typer(
 SpecFile = Annotated[Path, typer.Argument(help="Spec file (YAML); `pmray init TASK` prints a starter.", metavar="SPEC")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key of the spec, such as search.trials=4. May be repeated.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set", help="Override a key of the spec, such as search.trials=4. May be repeated.", metavar="KEY=VALUE"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster, such as auto or ray://head:10001. Default: RAY_ADDRESS, or this machine.")
+    str | None,
+    typer.Option(help="Ray cluster, such as auto or ray://head:10001. Default: RAY_ADDRESS, or this machine."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="A candidate that cannot be had is an error.")]
 Registry = Annotated[
@@ -43,7 +46,9 @@ Registry = Annotated[
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help="Role=column of the data, such as text=message. May be repeated.", metavar="ROLE=NAME"),
+    typer.Option(
+        "--column", help="Role=column of the data, such as text=message. May be repeated.", metavar="ROLE=NAME"
+    ),
 ]
 
 DEFAULT_STORAGE = "runs"
@@ -105,7 +110,8 @@ def fit(
     spec: SpecFile,
     candidate: Annotated[str, typer.Option(help="Name of the candidate.")],
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", help="Change the default recipe, such as lr=3e-5.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option("--recipe", help="Change the default recipe, such as lr=3e-5.", metavar="KEY=VALUE"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
     set_: Overrides = None,
@@ -116,9 +122,7 @@ def fit(
     from pmray.bundle import open_bundle
     from pmray.workflow import fit as fit_candidate
 
-    folder = fit_candidate(
-        _spec(spec, set_), candidate, recipe=_pairs(recipe, "--recipe"), seed=seed, address=address
-    )
+    folder = fit_candidate(_spec(spec, set_), candidate, recipe=_pairs(recipe, "--recipe"), seed=seed, address=address)
     settings = dict(open_bundle(folder).settings)
     shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
     _print({**shown, "settings": settings}, as_json, lambda: _say(shown))
@@ -150,7 +154,9 @@ def evaluate(
 
 @app.command()
 def compare(
-    models: Annotated[list[str], typer.Argument(help="Two or more models, then the labelled data.", metavar="MODEL... DATA")],
+    models: Annotated[
+        list[str], typer.Argument(help="Two or more models, then the labelled data.", metavar="MODEL... DATA")
+    ],
     column: Columns = None,
     registry: Registry = None,
     as_json: AsJson = False,
@@ -187,7 +193,9 @@ def serve(
     console = people()
     settings = Serve(host=host, port=port, replicas=replicas)
     with deploy(model, serve=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed:
-        console.print(f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it")
+        console.print(
+            f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it"
+        )
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         signal.pause()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,14 @@ import torch
 from rich.console import Console
 
 from pmray import preparation
-from pmray.data.encode import Encoded
+from pmray.data.encode import encode_table
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.preparation import Prepared
 from pmray.report.console import people
 from pmray.spec import Log, Range, Spec, Uniform
 from pmray.training.loop import bf16_is_fast
 from pmray.training.model import Pretrained
+from pmray.training.trial import recipe_length
 
 SHARE_OF_PRODUCTS = 0.3
 """Part of a fine-tuning step that is matrix products; measured on encoders of 10 to 100 M parameters on CPUs."""
@@ -105,7 +105,9 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
     final_seconds = spec.search.seeds * sum(slowest[:finalists])
     rows = {name: len(getattr(prepared.dataset, name)) for name in ("train", "validation", "test")}
     weights = sum(sorted((4 * one.parameters for one in planned), reverse=True)[:finalists]) * spec.search.seeds
-    encoded = len(set(prepared.encodings.values())) * sum(rows.values()) * 8 * int(max(one.tokens for one in planned) + 4)
+    encoded = (
+        len(set(prepared.encodings.values())) * sum(rows.values()) * 8 * int(max(one.tokens for one in planned) + 4)
+    )
     return Plan(
         name=spec.name,
         task=spec.task,
@@ -150,8 +152,8 @@ def _planned(prepared: Prepared, one: Pretrained, rate: float) -> PlannedCandida
 
 def _mean_tokens(prepared: Prepared, one: Pretrained) -> float:
     rows = prepared.dataset.train.slice(0, SAMPLE)
-    encoded = prepared.task.encode(rows, prepared.task.processor(one.folder), prepared.arms[one.name].default.max_length)
-    return float(Encoded(encoded, encoded["length"].to_numpy(), 0).lengths.mean())
+    length = recipe_length(prepared.arms[one.name].default, one)
+    return float(encode_table(prepared.task, rows, prepared.task.processor(one.folder), length).lengths.mean())
 
 
 def _products_per_second() -> float:
@@ -184,12 +186,3 @@ def show_range(values: Range) -> str:
     if isinstance(values, Uniform):
         return f"{values.uniform[0]:g} to {values.uniform[1]:g}"
     return " | ".join(str(value) for value in values.choice)
-
-
-def rungs_text(rungs: Sequence[int]) -> str:
-    """Write rungs as a person reads them.
-
-    >>> rungs_text([300, 900, 2700])
-    '300 > 900 > 2700 examples'
-    """
-    return " > ".join(str(rung) for rung in rungs) + " examples"

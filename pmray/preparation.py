@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False, encode: bool 
 
 
 def encode_all(prepared: Prepared, console: Console) -> int:
-    """Encode the data for every tokenizer and length; returns the rows that were encoded now, not found in the cache."""
+    """Encode the data for every tokenizer and length; returns the rows that were not in the cache."""
     splits = {
         "train": prepared.dataset.train,
         "validation": prepared.dataset.validation,
@@ -157,11 +158,10 @@ def encode_all(prepared: Prepared, console: Console) -> int:
     done = 0
     with steps(console, "encoding", rows * len(wanted)) as advance:
         for key, (name, length) in wanted.items():
-            folder = prepared.pretrained(name).folder
             done += encode_splits(
                 splits,
                 prepared.task,
-                lambda folder=folder: prepared.task.processor(folder),
+                partial(prepared.task.processor, prepared.pretrained(name).folder),
                 key=key,
                 max_length=length,
                 cache=prepared.cache,
@@ -178,14 +178,10 @@ def unavailable_outcomes(prepared: Prepared) -> Iterator[Outcome]:
     """Ledger lines of the candidates that cannot be had; a new run looks again."""
     for name, reason in prepared.unavailable.items():
         key = outcome_key("sweep", prepared.dataset.key, {"model": prepared.spec.candidate(name).model}, {}, 0, 0)
-        yield Outcome(
-            key=key, stage="sweep", candidate=name, status="unavailable", error=reason, may_pass=True
-        )
+        yield Outcome(key=key, stage="sweep", candidate=name, status="unavailable", error=reason, may_pass=True)
 
 
-def _locate_all(
-    spec: Spec, task: Task, console: Console, strict: bool
-) -> tuple[list[Pretrained], dict[str, str]]:
+def _locate_all(spec: Spec, task: Task, console: Console, strict: bool) -> tuple[list[Pretrained], dict[str, str]]:
     found: list[Pretrained] = []
     missing: dict[str, str] = {}
     with steps(console, "finding candidates", len(spec.candidates)) as advance:
@@ -214,7 +210,7 @@ def _locate_all(
 
 
 def _arm(one: Pretrained, task: Task, candidate: Candidate) -> Arm:
-    default = task.default_recipe(one.family, one.parameters).model_copy(update=candidate.recipe)
+    default = task.default_recipe(one.family, one.parameters).changed(candidate.recipe)
     space = candidate.space or {
         field: values
         for field, values in task.default_space(one.family, one.parameters).items()
@@ -230,6 +226,4 @@ def _lengths(arm: Arm, one: Pretrained) -> set[int]:
     lengths = [arm.default.max_length]
     if isinstance(searched, Choice):
         lengths += [int(value) for value in searched.choice if isinstance(value, int | float)]
-    return {recipe_length(arm.default.model_copy(update={"max_length": length}), one) for length in lengths}
-
-
+    return {recipe_length(arm.default.changed({"max_length": length}), one) for length in lengths}

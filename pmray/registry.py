@@ -97,7 +97,9 @@ def find(reference: str, uri: str) -> Version:
         else:
             found = client.get_model_version_by_alias(name, alias or CHAMPION)
     except MlflowException:
-        aliases = {alias: version for one in [client.get_registered_model(name)] for alias, version in one.aliases.items()}
+        aliases = {
+            alias: version for one in [client.get_registered_model(name)] for alias, version in one.aliases.items()
+        }
         shown = ", ".join(f"@{alias} (version {version})" for alias, version in aliases.items()) or "none"
         wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
         raise RegistryError(f"{name} has no {wanted}; aliases: {shown}") from None

@@ -69,8 +69,8 @@ def open_run(spec: Spec, *, fresh: bool = False) -> Iterator[Run]:
         except BlockingIOError:
             lock.seek(0)
             raise LedgerError(
-                f"another process ({lock.read().strip() or 'unknown'}) is working on {folder}; wait for it, or give this "
-                "run another `name`."
+                f"another process ({lock.read().strip() or 'unknown'}) is working on {folder}; wait for it, or give "
+                "this run another `name`."
             ) from None
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {platform.node()}")
@@ -96,7 +96,7 @@ def environment() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -116,7 +116,9 @@ def list_runs(storage: Path) -> list[dict[str, Any]]:
             continue
         outcomes = read_ledger(folder / LEDGER)
         verdict = json.loads((folder / VERDICT).read_text()) if (folder / VERDICT).is_file() else None
-        winner = next((line for line in verdict["lines"] if line["name"] == verdict["winner"]), None) if verdict else None
+        winner = (
+            next((line for line in verdict["lines"] if line["name"] == verdict["winner"]), None) if verdict else None
+        )
         lines.append(
             {
                 "name": folder.name,

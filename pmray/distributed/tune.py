@@ -128,8 +128,9 @@ def run_trials(
     def demand_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         name = config["work"].pretrained.name
         if name in nested:
-            # The worker group asks for its own resources; this process only waits for it.
-            return tune.PlacementGroupFactory([{"CPU": 0.001}])
+            # The worker group asks for its own resources; this process only waits for it, and takes no part of a CPU,
+            # which the group may need whole. A placement group must hold something: one byte.
+            return tune.PlacementGroupFactory([{"memory": 1}])
         bundle = {"CPU": resources[name].cpus_per_worker}
         if resources[name].gpus_per_worker:
             bundle["GPU"] = resources[name].gpus_per_worker
@@ -226,7 +227,7 @@ class _Proposals(_Driver, Searcher):
         """See ``save``."""
 
 
-class _Halving(_Driver, FIFOScheduler):  # type: ignore[misc]
+class _Halving(_Driver, FIFOScheduler):
     """Asks ``selection.halving`` at every rung."""
 
     def __init__(self, reduction: float, proposals: _Proposals) -> None:
@@ -243,13 +244,11 @@ class _Halving(_Driver, FIFOScheduler):  # type: ignore[misc]
         # A trial that was started anew after its worker died arrives a second time, and replaces itself.
         standings[trial.trial_id] = Standing(trial.trial_id, work.pretrained.name, result["score"])
         first = examples == min(self.rungs)
-        decision = halve(
-            trial.trial_id, list(standings.values()), reduction=self.reduction, first_rung=first
-        )
+        decision = halve(trial.trial_id, list(standings.values()), reduction=self.reduction, first_rung=first)
         return str(TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE)
 
 
-class _News(_Driver, tune.Callback):  # type: ignore[misc]
+class _News(_Driver, tune.Callback):
     """Passes what happens to trials on to the driver's callbacks."""
 
     def __init__(

@@ -46,8 +46,8 @@ This copy is the fit with seed {{ settings.seed }}{% if settings.deployed_score 
 {% endfor %}
 {%- else -%}
 ## How good it is
-{{ settings.metric }} {{ "%.3f" | format(settings.validation_score) }} on validation rows, with which its best epoch was \
-chosen: an optimistic number. It has not been compared, and no test rows were opened.
+{{ settings.metric }} {{ "%.3f" | format(settings.validation_score) }} on validation rows, with which its best \
+epoch was chosen: an optimistic number. It has not been compared, and no test rows were opened.
 {%- endif %}
 
 ## How it was made
@@ -85,5 +85,5 @@ def model_card(settings: Mapping[str, Any], verdict: Verdict | None) -> str:
         found = next((one for one in verdict.comparisons if {one.first, one.second} == {name, verdict.winner}), None)
         return "" if found is None else f"{found.adjusted_p:.2g}"
 
-    template = Environment(autoescape=False, trim_blocks=False).from_string(TEMPLATE)  # noqa: S701  (Markdown, not HTML)
+    template = Environment(autoescape=False, trim_blocks=False).from_string(TEMPLATE)  # Markdown, not HTML
     return template.render(settings=settings, verdict=verdict, show=show, p_value=p_value)

@@ -29,7 +29,7 @@ def people() -> Console:
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         # A log file has no width; rich would cut tables to 80 columns.
-        console.width = 140
+        console.width = 160
     return console
 
 
@@ -148,7 +148,11 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     style = {"error": "red", "warning": "yellow", "info": "dim"}
     for one in findings:
         table.add_row(
-            Text(one.severity, style=style[one.severity]), one.check, str(one.count), one.message, ", ".join(one.examples[:3])
+            Text(one.severity, style=style[one.severity]),
+            one.check,
+            str(one.count),
+            one.message,
+            ", ".join(one.examples[:3]),
         )
     return table
 
@@ -177,7 +181,7 @@ def verdict_panel(verdict: Verdict) -> RenderableType:
     table = Table(title=f"Verdict on {verdict.rows} sealed test rows", title_justify="left")
     others = _also_shown(verdict)
     for heading in ("group", "model", verdict.metric, *others, "validation", "ms/row", "parameters", "training", "p"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=heading == verdict.metric)
     for line in verdict.lines:
         style = "bold green" if line.name == verdict.winner else "dim" if line.baseline else ""
         table.add_row(
@@ -215,7 +219,9 @@ def failures_table(outcomes: Sequence[Outcome]) -> Table | None:
         table.add_column(heading, overflow="fold")
     for one in failed:
         why = (one.error or "").strip().splitlines()
-        table.add_row(one.candidate, one.stage, Text(one.status, style=STATUS_STYLE[one.status]), why[-1] if why else "")
+        table.add_row(
+            one.candidate, one.stage, Text(one.status, style=STATUS_STYLE[one.status]), why[-1] if why else ""
+        )
     return table
 
 
@@ -244,7 +250,7 @@ def recipe_text(recipe: Mapping[str, Any], default: Mapping[str, Any]) -> str:
 
 def _also_shown(verdict: Verdict) -> list[str]:
     known = verdict.lines[0].metrics
-    wanted = ("accuracy", "f1_positive", "f1_macro", "f1_micro", "precision_macro", "recall_macro", "precision_micro")
+    wanted = ("accuracy", "f1_positive", "precision_macro", "recall_macro", "subset_accuracy", "f1_macro")
     return [name for name in wanted if name in known and name != verdict.metric][:4]
 
 

@@ -29,7 +29,9 @@ def evaluation_table(found: Any) -> RenderableType:
     parts: list[RenderableType] = [overall, classes]
     if found.refused:
         first = found.refused[0]
-        parts.append(f"{len(found.refused)} rows were refused and not counted, such as {first['row_id']}: {first['error']}")
+        parts.append(
+            f"{len(found.refused)} rows were refused and not counted, such as {first['row_id']}: {first['error']}"
+        )
     return Group(*parts)
 
 

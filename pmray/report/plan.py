@@ -16,8 +16,19 @@ def plan_table(plan: Any) -> RenderableType:
         plan: A ``pmray.planning.Plan``.
     """
     candidates = Table(title=f"Plan of {plan.name}: {plan.task} by {plan.metric}", title_justify="left")
-    for heading in ("candidate", "family", "parameters", "tokens/row", "default recipe", "search", "workers x CPUs, GPUs", "a trial"):
-        candidates.add_column(heading, overflow="fold", justify="right" if heading in ("parameters", "a trial") else "left")
+    for heading in (
+        "candidate",
+        "family",
+        "parameters",
+        "tokens/row",
+        "default recipe",
+        "search",
+        "workers x CPUs, GPUs",
+        "a trial",
+    ):
+        candidates.add_column(
+            heading, overflow="fold", justify="right" if heading in ("parameters", "a trial") else "left"
+        )
     for one in plan.candidates:
         recipe = one.recipe
         candidates.add_row(
@@ -27,22 +38,23 @@ def plan_table(plan: Any) -> RenderableType:
             f"{one.tokens:g}",
             f"lr {recipe['lr']:g}, {recipe['epochs']:g} epochs, batch {recipe['batch_size']}",
             "; ".join(f"{field}: {values}" for field, values in one.space.items()),
-            f"{one.workers} x {one.cpus:g}, {one.gpus:g}",
+            f"{one.workers} x {one.cpus:g} CPUs" + (f", {one.gpus:g} GPUs" if one.gpus else ""),
             f"about {duration(one.seconds)}",
         )
     for name, why in plan.unavailable.items():
         candidates.add_row(name, "", "", "", f"unavailable: {why}", "", "", "", style="magenta")
     rows = ", ".join(f"{count} {name}" for name, count in plan.rows.items())
     fits = plan.finalists * plan.seeds
+    rungs = " > ".join(map(str, plan.rungs))
     steps = Table(show_header=False)
     for step, what in {
         "data": f"{rows}; labels {', '.join(plan.labels[:12])}{' …' if len(plan.labels) > 12 else ''}",
-        "sweep": f"{plan.trials} trials, {plan.at_a_time} at a time; compared after {' > '.join(map(str, plan.rungs))} examples",
+        "sweep": f"{plan.trials} trials, {plan.at_a_time} at a time, compared after {rungs} examples",
         "finalists": f"{plan.finalists} models x {plan.seeds} seeds = {fits} fits",
         "examples": f"at most {plan.examples:,} seen in training; halving stops trials early",
         "cluster": f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs",
         "disk": f"at most about {plan.disk_bytes / 1e6:.0f} MB at a time",
-        "time": f"at most about {duration(plan.seconds)}, from the speed of this machine's matrix products: a rough number",
+        "time": f"at most about {duration(plan.seconds)} (rough: from the speed of this machine's matrix products)",
     }.items():
         steps.add_row(step, what)
     return Group(candidates, steps)
@@ -58,7 +70,13 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> RenderableType:
     for one in runs:
         score = "" if one["score"] is None else f"{one['metric']} {one['score']:.3f}"
         table.add_row(
-            one["name"], one["state"], one["winner"] or "", score, str(one["trials"]), str(one["failed"]), one["changed"]
+            one["name"],
+            one["state"],
+            one["winner"] or "",
+            score,
+            str(one["trials"]),
+            str(one["failed"]),
+            one["changed"],
         )
     return table
 

@@ -1,1 +1,1 @@
-"""Decisions, as plain functions: who is worth trying, what to try next, who goes on, who wins. Facts in, decision out."""
+"""Decisions as plain functions: who is worth trying, what to try next, who goes on, who wins."""

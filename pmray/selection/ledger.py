@@ -125,7 +125,9 @@ def read_ledger(path: Path) -> list[Outcome]:
                 continue
             raise LedgerError(f"{path}:{number} is not JSON ({error.msg}); restore the file or delete it.") from None
         except (KeyError, TypeError) as error:
-            raise LedgerError(f"{path}:{number} is not an outcome ({error}); was it written by a later pmray?") from None
+            raise LedgerError(
+                f"{path}:{number} is not an outcome ({error}); was it written by a later pmray?"
+            ) from None
     return outcomes
 
 

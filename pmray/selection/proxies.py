@@ -117,8 +117,8 @@ def thin(
 ) -> list[Ranked]:
     """Order candidates by the mean of their ranks over the proxies, and decide who is fine-tuned.
 
-    Never fewer than three, and never the last of a family: in 6 % of the setups of Bassignana et al. 2022 a proxy's sign
-    was wrong.
+    Never fewer than three, and never the last of a family: in 6 % of the setups of Bassignana et al. 2022 a proxy had
+    the wrong sign.
 
     Args:
         scores: Candidate -> proxy -> score.
@@ -128,7 +128,7 @@ def thin(
     """
     names = list(scores)
     proxies: Sequence[str] = list(next(iter(scores.values()))) if scores else []
-    ranks = {name: 0.0 for name in names}
+    ranks = dict.fromkeys(names, 0.0)
     for proxy in proxies:
         for place, name in enumerate(sorted(names, key=lambda one, by=proxy: -scores[one][by]), start=1):  # type: ignore[misc]
             ranks[name] += place / len(proxies)
@@ -151,8 +151,8 @@ def thin(
 
 def _columns(targets: NDArray[Any]) -> NDArray[np.float64]:
     if targets.ndim == 2:
-        return targets.astype(np.float64)
-    return (targets[:, None] == np.unique(targets)[None, :]).astype(np.float64)
+        return np.asarray(targets, dtype=np.float64)
+    return np.asarray(targets[:, None] == np.unique(targets)[None, :], dtype=np.float64)
 
 
 def _varies(column: NDArray[Any], splitter: Any) -> bool:

@@ -62,7 +62,7 @@ class Search:
         self._open: dict[int, Proposal] = {}
         self._running: dict[int, optuna.Trial] = {}
         self._count = 0
-        with _quiet():
+        with _Quiet():
             # Past trials change what is proposed next, so they also move the seed on.
             self._study = optuna.create_study(
                 direction="maximize", sampler=_sampler(algorithm, seed + len(tried), startup=2 * len(arms))
@@ -77,7 +77,7 @@ class Search:
             arm = self._defaults.pop(0)
             return self._propose(arm.candidate, arm.default)
         for _ in range(50):
-            with _quiet():
+            with _Quiet():
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
@@ -91,7 +91,7 @@ class Search:
     def tell(self, number: int, score: float | None) -> None:
         """Learn a proposal's score; None when it failed."""
         proposal = self._open.pop(number)
-        with _quiet():
+        with _Quiet():
             trial = self._running.pop(number, None)
             if trial is None:
                 self._record(Tried(proposal.candidate, proposal.recipe, score))
@@ -112,7 +112,7 @@ class Search:
             field: _readable(field, _suggest(trial, f"{arm.candidate}: {field}", values))
             for field, values in arm.space.items()
         }
-        return arm.default.model_copy(update=values)
+        return arm.default.changed(values)
 
     def _record(self, one: Tried) -> None:
         """Put a score into the study, where the recipe lies in the candidate's present space."""
@@ -164,7 +164,7 @@ def _sampler(algorithm: str, seed: int, startup: int) -> optuna.samplers.BaseSam
     )
 
 
-class _quiet:
+class _Quiet:
     """Optuna's notes on features it calls experimental, and one line a trial, are noise in a sweep."""
 
     def __enter__(self) -> None:

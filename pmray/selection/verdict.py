@@ -119,9 +119,7 @@ def decide(contenders: Sequence[Contender], task: Task, metric: str, rules: Deci
         raise NoVerdict("no candidate finished, so there is nothing to decide; the ledger says why each one failed.")
     level = 1 - rules.alpha
     scored = task.metric(metric)
-    intervals = {
-        one.name: bootstrap_seeds(scored, one.outcomes, draws=rules.draws, level=level) for one in contenders
-    }
+    intervals = {one.name: bootstrap_seeds(scored, one.outcomes, draws=rules.draws, level=level) for one in contenders}
     ordered = sorted(contenders, key=lambda one: -intervals[one.name].value)
     compared = _compare(ordered, task, metric, rules)
     adjusted = {frozenset((one.first, one.second)): one.adjusted_p for one in compared}
@@ -212,8 +210,9 @@ def _winner(lines: Sequence[Line], rules: Decide) -> Line:
     if not allowed:
         fastest = min(models, key=lambda line: line.latency_ms)
         raise NoVerdict(
-            f"no finalist answers within decide.max_latency_ms = {rules.max_latency_ms:g}: the fastest, {fastest.name}, "
-            f"takes {fastest.latency_ms:.1f} ms; allow more, or add smaller candidates (such as `layers: 3`)."
+            f"no finalist answers within decide.max_latency_ms = {rules.max_latency_ms:g}: the fastest, "
+            f"{fastest.name}, takes {fastest.latency_ms:.1f} ms; allow more, or add "
+            "smaller candidates (such as `layers: 3`)."
         )
     top = min(line.group for line in allowed)
     group = [line for line in allowed if line.group == top]
@@ -234,7 +233,9 @@ def _words(
 ) -> list[str]:
     level = f"{1 - rules.alpha:.0%}"
     seeds = f"mean of {winner.seeds} seeds" if winner.seeds > 1 else "one seed"
-    words = [f"{winner.name} wins: {metric} {show(winner.score)} ({level} interval) on {rows} sealed test rows, {seeds}."]
+    words = [
+        f"{winner.name} wins: {metric} {show(winner.score)} ({level} interval) on {rows} sealed test rows, {seeds}."
+    ]
     baselines = {line.name for line in lines if line.baseline}
     peers = [name for name in grouped[winner.group - 1] if name != winner.name and name not in baselines]
     models = [line for line in lines if not line.baseline]

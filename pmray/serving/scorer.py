@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmray.bundle import GOLDEN_TOLERANCE, Bundle
-from pmray.data.encode import Encoded
+from pmray.data.encode import encode_table
 from pmray.training import loop
 
 
@@ -50,7 +50,8 @@ class Scorer:
         """Answer every row, in order."""
         problems = [self.problem(row) for row in rows]
         good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
-        scores = iter(self.scores(pa.table({role: [row[role] for row in good] for role in self.roles})) if good else [])
+        table = pa.table({role: pa.array([row[role] for row in good], pa.string()) for role in self.roles})
+        scores = iter(self.scores(table))
         answers: list[Answer | Refused] = []
         for problem in problems:
             if problem is not None:
@@ -78,8 +79,7 @@ class Scorer:
         return np.concatenate(parts) if parts else np.zeros((0, len(self.task.labels)), np.float32)
 
     def _scores(self, table: pa.Table) -> NDArray[np.float32]:
-        encoded = self.task.encode(table, self.processor, self.bundle.max_length)
-        rows = Encoded(encoded, encoded["length"].to_numpy(), self.processor.pad_token_id or 0)
+        rows = encode_table(self.task, table, self.processor, self.bundle.max_length)
         return loop.predict(self.model, self.task, rows)
 
     def health(self) -> str | None:

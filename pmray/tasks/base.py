@@ -7,7 +7,6 @@ never data: it travels to workers as a pickle of a few kilobytes and to disk as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -20,24 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from pmray.data.check import Finding
+
 Outcomes = NDArray[Any]
 """One line of numbers per example, shape (rows, k); what every metric is computed from."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something the data check found."""
-
-    severity: str
-    """``error`` (stops the run), ``warning`` or ``info``."""
-    check: str
-    """Which check found it, such as ``empty text``."""
-    message: str
-    """What was found and what pmray does about it."""
-    count: int = 1
-    """Rows concerned."""
-    examples: tuple[str, ...] = field(default=())
-    """Row ids of the first few rows concerned (``file:row``, the first data row is 1)."""
 
 
 class Task(Protocol):

@@ -1,4 +1,4 @@
-"""Models without a transformer: what a data set gives for free, and what a transformer must beat to be worth its cost."""
+"""Models without a transformer: what a data set gives for free, and what a transformer must beat."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def fit_baseline(
     """
     targets = task.targets(train)
     if kind == "majority":
-        shares = targets.mean(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(task.labels)) / len(targets)
+        shares = (
+            targets.mean(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(task.labels)) / len(targets)
+        )
         return np.tile(shares, (len(validation), 1)), [np.tile(shares, (len(table), 1)) for table in others]
 
     from scipy.sparse import hstack
@@ -54,7 +56,9 @@ def fit_baseline(
 
     def scores(model: Any, table: pa.Table) -> NDArray[Any]:
         found = hstack([vectorizers[field].transform(table[field].to_pylist()) for field in fields]).tocsr()
-        result = np.tile(targets.mean(0), (len(table), 1)) if targets.ndim == 2 else np.zeros((len(table), len(task.labels)))
+        result = (
+            np.tile(targets.mean(0), (len(table), 1)) if targets.ndim == 2 else np.zeros((len(table), len(task.labels)))
+        )
         result[:, seen] = model.predict_proba(found)
         return result
 

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from pmray.errors import DataError, SpecError, UnknownName
 from pmray.scoring import metrics
+from pmray.scoring.metrics import Metric
 from pmray.spec import Choice, Data, Log, Range, Recipe
-from pmray.tasks.base import Finding, Outcomes
+from pmray.tasks.base import Outcomes
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
+
+    from pmray.data.check import Finding
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class TextClassification:
     def check(self, table: pa.Table, split: str) -> list[Finding]:
         """Warn of texts so short that they say nothing; what all tasks share is checked by ``pmray.data.check``."""
         import pyarrow.compute as pc
+
+        from pmray.data.check import Finding
 
         short = pc.less(pc.utf8_length(pc.utf8_trim_whitespace(table["text"])), 2)
         count = pc.sum(short).as_py() or 0
@@ -216,7 +221,8 @@ class TextClassification:
         """The prediction in the form of ``targets``: label numbers, or label bits."""
         if self.multi_label:
             return (scores >= self.threshold).astype(np.int8)
-        return scores.argmax(1)
+        numbers: NDArray[np.int64] = scores.argmax(1)
+        return numbers
 
     def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
         """Return the task with the threshold of best micro F1 on these rows (validation, never test).
@@ -228,9 +234,7 @@ class TextClassification:
         grid = np.round(np.linspace(0.05, 0.95, 37), 3)
         micro = metrics.multi_label_metric("f1_micro")
         everyone = np.ones((1, len(scores)))
-        values = [
-            micro(replace(self, threshold=float(t)).outcome(scores, targets), everyone)[0] for t in grid
-        ]
+        values = [micro(replace(self, threshold=float(t)).outcome(scores, targets), everyone)[0] for t in grid]
         return replace(self, threshold=float(grid[int(np.argmax(values))]))
 
     def outcome(self, scores: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
@@ -243,15 +247,16 @@ class TextClassification:
 
     def score(self, metric: str, outcomes: Outcomes, weights: NDArray[Any]) -> NDArray[np.float64]:
         """One value of the metric for each line of weights, shape (draws, rows) -> (draws,)."""
-        return self.metric(metric)(outcomes, weights)
+        values: NDArray[np.float64] = self.metric(metric)(outcomes, weights)
+        return values
 
-    def metric(self, name: str) -> metrics.Metric:
+    def metric(self, name: str) -> Metric:
         """Return the metric as a function of (outcomes, weights)."""
         if self.multi_label:
             return metrics.multi_label_metric(name)
         return metrics.single_label_metric(name, self.labels.index(self.positive) if self.positive else None)
 
-    def class_metrics(self) -> dict[str, dict[str, metrics.Metric]]:
+    def class_metrics(self) -> dict[str, dict[str, Metric]]:
         """Label -> precision, recall and F1 of that label alone."""
         kinds = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.f1}
         return {
@@ -262,7 +267,8 @@ class TextClassification:
     def right(self, outcomes: Outcomes) -> NDArray[np.bool_]:
         """Whether each row's prediction is right, in all its labels."""
         true, said = np.split(outcomes, 2, axis=1)
-        return (true == said).all(axis=1)
+        right: NDArray[np.bool_] = (true == said).all(axis=1)
+        return right
 
     def answer(self, scores: NDArray[Any]) -> dict[str, Any]:
         """One row's prediction for people and machines: the label (or labels) and every label's probability."""

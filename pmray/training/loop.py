@@ -127,7 +127,7 @@ def fit(
             mine = share(rows, rank, workers)
             loss = _step(wrapped, task, recipe, train, targets, mine, len(rows), workers, device, autocast, name)
             if not math.isfinite(loss):
-                raise Diverged(step, loss, schedule.get_last_lr()[0])
+                raise Diverged(step, loss, float(schedule.get_last_lr()[0]))
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
@@ -219,7 +219,9 @@ def measure_latency(model: nn.Module, task: Task, rows: Encoded, count: int = 20
     chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
     times = []
     for position in [chosen[0], *chosen]:  # the first pass warms up and is not counted
-        batch = {key: value.to(device) for key, value in task.collate(rows.rows(np.array([position])), rows.pad).items()}
+        batch = {
+            key: value.to(device) for key, value in task.collate(rows.rows(np.array([position])), rows.pad).items()
+        }
         before = time.perf_counter()
         task.predict(model(**batch).logits)
         times.append(time.perf_counter() - before)
@@ -234,7 +236,7 @@ def rank() -> int:
 def bf16_is_fast() -> bool:
     """Whether this machine multiplies bf16 matrices in hardware."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 

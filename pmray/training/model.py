@@ -66,7 +66,7 @@ def locate(candidate: Candidate) -> Pretrained:
             raise CandidateUnavailable(f"{candidate.model}: `layers: {candidate.layers}`, but the model has {layers}")
         layers = candidate.layers
     kept = {name: size for name, size in shapes.items() if _layer(name) < layers or not layers}
-    pretrained = Pretrained(
+    return Pretrained(
         candidate=candidate,
         folder=str(folder),
         revision=revision or _fingerprint(folder),
@@ -77,7 +77,6 @@ def locate(candidate: Candidate) -> Pretrained:
         processor=processor_key(folder),
         max_positions=_max_positions(config),
     )
-    return pretrained
 
 
 def check_processor(task: Task, pretrained: Pretrained) -> None:
@@ -213,13 +212,17 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
     except GatedRepoError:
-        raise CandidateUnavailable(f"{name}: gated on the Hub; accept its terms and log in with `hf auth login`") from None
+        raise CandidateUnavailable(
+            f"{name}: gated on the Hub; accept its terms and log in with `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
         raise CandidateUnavailable(f"{name}: neither a folder here nor a model on the Hub (or a private one)") from None
     except HFValidationError as error:
         raise CandidateUnavailable(f"{name}: not a Hub id ({_one_line(error)})") from None
     except (HfHubHTTPError, OSError) as error:
-        reason = "the Hub cannot be reached and the model is not in the local cache" if _offline(error) else _one_line(error)
+        reason = (
+            "the Hub cannot be reached and the model is not in the local cache" if _offline(error) else _one_line(error)
+        )
         raise CandidateUnavailable(f"{name}: {reason}") from None
     return folder, folder.name
 

@@ -157,12 +157,11 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
     }
     if work.run:
         test = open_encoded(cache, work.encoding, "test")
-        # fp32 from here on: what is measured and kept is what will be served.
+        # In fp32: what decides is what will be served.
         test_scores = loop.predict(model, task, test)
-        validation_scores = loop.predict(model, task, validation)
         if loop.rank() == 0:
             measured["latency_ms"] = loop.measure_latency(model, task, validation)
-            for split, scores in (("test", test_scores), ("validation", validation_scores)):
+            for split, scores in (("test", test_scores), ("validation", fitted.validation)):
                 save_predictions(work.predictions / f"{split}.parquet", _row_ids(cache, work.data, split), scores)
             save_model(work.checkpoint, model, fitted.task, work.pretrained, work.recipe.max_length)
         measured["task"] = fitted.task.to_json()
@@ -240,4 +239,3 @@ def _row_ids(cache: Path, data: str, split: str) -> list[str]:
 def _last_lines(error: BaseException) -> str:
     """The exception and the last lines of its traceback: enough to act on, short enough for a table."""
     return "".join(traceback.format_exception(error)[-3:]).strip()[-2000:]
-

@@ -192,7 +192,7 @@ def serve(
 
     console = people()
     settings = Serve(host=host, port=port, replicas=replicas)
-    with deploy(model, serve=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed:
+    with deploy(model, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed:
         console.print(
             f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it"
         )

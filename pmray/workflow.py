@@ -560,6 +560,7 @@ def _write_bundle(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdic
         "candidate": {"model": one.candidate.model, "layers": one.candidate.layers, "revision": one.revision},
         "recipe": dict(winner.recipe),
         "seed": winner.seed,
+        "columns": dict(prepared.spec.data.columns),
         "data": prepared.dataset.key,
         "rows": {
             "train": len(prepared.dataset.train),

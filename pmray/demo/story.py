@@ -71,7 +71,7 @@ def tell(storage: Path, *, fresh: bool = False) -> dict[str, Any]:
     swept = sweep(demo_spec(storage), fresh=fresh, console=console)
     registry = demo_spec(storage).registry_uri
     console.rule("2. serve the champion, and evaluate the live endpoint")
-    with deploy("demo", serve=Serve(port=0), registry=registry) as endpoint:
+    with deploy("demo", serve_spec=Serve(port=0), registry=registry) as endpoint:
         console.print(f"serving demo@champion at {endpoint.url}")
         offline = evaluate(str(swept.bundle), str(DATA / "reviews_test.parquet"))
         reviews = evaluate(endpoint.url, str(DATA / "reviews_test.parquet"))

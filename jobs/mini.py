@@ -3,14 +3,12 @@
 python jobs/mini.py SPEC [KEY=VALUE ...]      such as jobs/specs/reviews.yaml search.trials=3
 
 It ranks, tries recipes, re-fits the finalists with several seeds, opens the test rows and decides, as ``pmray.sweep``
-does. It keeps no record and continues nothing, has no halving (every trial runs to its end), and exports nothing.
+does. It keeps no record, has no halving (every trial runs to its end), and exports nothing. With OMP_NUM_THREADS=1 its
+sums are rounded as in a trial of one CPU.
 """
-
-from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -32,18 +30,8 @@ from pmray.training import trial
 console = people()
 
 
-@dataclass(frozen=True)
-class Mini:
-    """What was found."""
-
-    ranked: Sequence[Ranked]
-    trials: Sequence[Outcome]
-    fits: Sequence[Outcome]
-    """Of the finalists, one a seed."""
-    verdict: Verdict
-
-
-def sweep(spec: Spec) -> Mini:
+def sweep(spec: Spec) -> tuple[list[Outcome], Verdict]:
+    """Outcomes of all trials and of the finalists' fits, and who won."""
     prepared = prepare(spec, console)
     ranked = rank(prepared)
     trials = search(prepared, [one.candidate for one in ranked if one.kept])
@@ -56,7 +44,7 @@ def sweep(spec: Spec) -> Mini:
             for one in chosen
             for seed in range(spec.search.seeds)
         ]
-        return Mini(ranked, trials, fits, open_test_rows(prepared, chosen, fits, Path(folder)))
+        return [*trials, *fits], open_test_rows(prepared, chosen, fits, Path(folder))
 
 
 def rank(prepared: Prepared) -> list[Ranked]:
@@ -98,40 +86,39 @@ def run(prepared: Prepared, stage: Stage, name: str, recipe: Recipe, seed: int, 
 
 def open_test_rows(prepared: Prepared, chosen: Sequence[Outcome], fits: Sequence[Outcome], folder: Path) -> Verdict:
     """Compare finalists and baselines on rows that nobody has used before."""
-    data, labels = prepared.dataset, read_sealed(prepared.cache, prepared.dataset.key)
+    task, data = prepared.task, prepared.dataset
+    labels = read_sealed(prepared.cache, data.key)
 
     def tested(fit: Outcome) -> Outcomes:
-        task = trial.open_task(fit.facts["task"])  # with the threshold that was tuned on validation
         _, scores = trial.read_predictions(trial.predictions_folder(folder, fit.key) / "test.parquet")
-        return task.outcome(scores, task.targets(labels))
+        # This task has the threshold that the fit tuned on validation.
+        return trial.open_task(fit.facts["task"]).outcome(scores, task.targets(labels))
 
     contenders = []
     for one in chosen:
         mine = [fit for fit in fits if fit.candidate == one.candidate and fit.status == "done"]
-        if not mine:
-            continue
-        contenders.append(
-            Contender(
-                name=one.candidate,
-                outcomes=[tested(fit) for fit in mine],
-                search_score=one.score,
-                validation_score=mean(fit.score for fit in mine if fit.score is not None),
-                latency_ms=median(fit.facts["latency_ms"] for fit in mine),
-                parameters=mine[0].facts["parameters"],
-                training_seconds=mean(fit.facts["train_seconds"] for fit in mine),
+        if mine:
+            contenders.append(
+                Contender(
+                    name=one.candidate,
+                    outcomes=[tested(fit) for fit in mine],
+                    search_score=one.score,
+                    validation_score=mean(fit.score for fit in mine if fit.score is not None),
+                    latency_ms=median(fit.facts["latency_ms"] for fit in mine),
+                    parameters=mine[0].facts["parameters"],
+                    training_seconds=mean(fit.facts["train_seconds"] for fit in mine),
+                )
             )
-        )
     for name, kind in BASELINES.items():
-        validation, (test,) = fit_baseline(
-            kind, prepared.task, data.train, data.validation, [data.test], metric=prepared.metric
-        )
-        task = prepared.task.tuned(validation, prepared.task.targets(data.validation))
-        contenders.append(Contender(name=name, outcomes=[task.outcome(test, task.targets(labels))], baseline=True))
-    return decide(contenders, prepared.task, prepared.metric, prepared.spec.decide)
+        own, (said,) = fit_baseline(kind, task, data.train, data.validation, [data.test], metric=prepared.metric)
+        tuned = task.tuned(own, task.targets(data.validation))
+        contenders.append(Contender(name=name, outcomes=[tuned.outcome(said, task.targets(labels))], baseline=True))
+    return decide(contenders, task, prepared.metric, prepared.spec.decide)
 
 
 if __name__ == "__main__":
     try:
-        console.print(verdict_panel(sweep(load_spec(sys.argv[1], sys.argv[2:])).verdict))
+        _, verdict = sweep(load_spec(sys.argv[1], sys.argv[2:]))
+        console.print(verdict_panel(verdict))
     except PmrayError as error:
         sys.exit(f"error: {error}")

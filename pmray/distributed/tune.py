@@ -122,6 +122,8 @@ def run_trials(
         on_end: Called with (work, facts, may_pass) when it has ended, well or not.
     """
     proposals = _Proposals(search, make_work, trials, deadline)
+    if proposals.first is None:
+        return
     # Trials of one worker share actors; several workers make a trial that ends its own worker group.
     nested = {name: demand for name, demand in resources.items() if demand.workers > 1}
 
@@ -202,14 +204,19 @@ class _Proposals(_Driver, Searcher):
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
         self.search, self.make_work, self.left, self.deadline = search, make_work, trials, deadline
+        self.first = search.ask()
+        """Asked before Tune starts, which cannot run without a trial."""
         self.numbers: dict[str, int] = {}
         self.works: dict[str, Work] = {}
 
     def suggest(self, trial_id: str) -> Any:
         if self.left == 0 or (self.deadline and time.time() > self.deadline):
             return Searcher.FINISHED
+        proposal = self.search.ask() if self.first is None else self.first
+        self.first = None
+        if proposal is None:
+            return Searcher.FINISHED
         self.left -= 1
-        proposal = self.search.ask()
         self.numbers[trial_id] = proposal.number
         self.works[trial_id] = self.make_work(proposal)
         return {"work": self.works[trial_id]}

@@ -13,6 +13,9 @@ from optuna.trial import TrialState, create_trial
 
 from pmray.spec import Choice, Log, Range, Recipe
 
+ATTEMPTS = 50
+"""Proposals that are drawn before the spaces count as used up."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -71,22 +74,23 @@ class Search:
                 self._record(one)
         self._defaults = [arm for arm in arms if (arm.candidate, arm.default) not in self._proposed]
 
-    def ask(self) -> Proposal:
-        """Return what to try next; never a pair that was proposed before, unless the space is used up."""
+    def ask(self) -> Proposal | None:
+        """Return what to try next; None when nothing new was found in the spaces, however often they were asked."""
         if self._defaults:
             arm = self._defaults.pop(0)
             return self._propose(arm.candidate, arm.default)
-        for _ in range(50):
+        for _ in range(ATTEMPTS):
             with _Quiet():
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
-            if (arm.candidate, recipe) not in self._proposed:
-                break
-            self._study.tell(trial, state=TrialState.FAIL)
-        proposal = self._propose(arm.candidate, recipe)
-        self._running[proposal.number] = trial
-        return proposal
+                if (arm.candidate, recipe) in self._proposed:
+                    self._study.tell(trial, state=TrialState.FAIL)
+                    continue
+            proposal = self._propose(arm.candidate, recipe)
+            self._running[proposal.number] = trial
+            return proposal
+        return None
 
     def tell(self, number: int, score: float | None) -> None:
         """Learn a proposal's score; None when it failed."""

@@ -65,8 +65,8 @@ class Predictions(BaseModel):
 
     model: dict[str, str] = Field(examples=[{"name": "reviews", "version": "3"}])
     predictions: list[dict[str, Any]] = Field(
-        description="`id` and `label` (or `labels`) and `scores` of each row; or `id` and `error` for a row that cannot "
-        "be answered, which never fails its neighbours.",
+        description="`id`, `label` (or `labels`) and `scores` of each row; or `id` and `error` of a row that cannot be "
+        "answered, which never fails its neighbours.",
         examples=[[{"id": "6f0c", "label": "positive", "scores": {"negative": 0.02, "positive": 0.98}}]],
     )
 

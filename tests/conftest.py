@@ -1,0 +1,32 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports the libraries that read them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local cluster of two CPUs for the whole session."""
+    import ray
+
+    from pmray.distributed.cluster import SETTINGS
+
+    os.environ.update(SETTINGS)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of larger data sets and models; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("PMRAY_SHARED", "../shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("PMRAY_SHARED (default ../shared) holds no data sets")
+    return folder.absolute()

@@ -1,0 +1,157 @@
+"""The whole story on a real local Ray cluster, with models so small that a fit takes a second."""
+
+import json
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import pmray
+from pmray.bundle import open_bundle
+from pmray.errors import ClusterError, NoVerdict
+from pmray.selection.ledger import read_ledger
+from pmray.serving.scorer import Scorer
+from pmray.training.trial import read_predictions
+from tests.tiny import RECIPE, tiny_model, tiny_spec
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("sweep")
+    damaged = tiny_model(folder / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    spec = tiny_spec(folder)
+    spec["candidates"].append({"model": str(damaged), "name": "damaged"})
+    return pmray.sweep(pmray.spec_from(spec)), pmray.spec_from(spec)
+
+
+def test_a_learnable_problem_is_learned_and_the_baselines_are_in_the_table(swept):
+    verdict = swept[0].verdict
+    assert verdict.line("bert").score.value > 0.8
+    assert {line.name for line in verdict.lines if line.baseline} == {"majority class", "TF-IDF + logistic regression"}
+    assert verdict.winner in {"bert", "llama"}
+
+
+def test_a_damaged_candidate_is_an_outcome_and_not_the_end(swept):
+    outcomes = [one for one in swept[0].outcomes if one.candidate == "damaged"]
+    assert [one.status for one in outcomes] == ["unavailable"]
+    assert "model.safetensors is damaged" in outcomes[0].error
+
+
+def test_trial_zero_of_every_candidate_is_its_default_recipe(swept):
+    first = {}
+    for one in swept[0].outcomes:
+        if one.stage == "sweep" and one.status in ("done", "stopped"):
+            first.setdefault(one.candidate, []).append(one.recipe["lr"])
+    assert all(3e-3 in rates for rates in first.values())
+
+
+def test_the_verdict_is_written_with_everything_that_was_decided(swept):
+    written = json.loads((swept[0].folder / "verdict.json").read_text())
+    assert written["winner"] == swept[0].verdict.winner
+    assert written["test_opened"] == 1
+    assert {"f1_macro", "accuracy", "precision_macro", "recall_macro", "f1_positive"} <= set(
+        written["lines"][0]["metrics"]
+    )
+
+
+def test_predictions_are_kept_and_weights_of_losers_are_not(swept):
+    finals = [one for one in swept[0].outcomes if one.stage == "final" and one.status == "done"]
+    ids, scores = read_predictions(swept[0].folder / "predictions" / finals[0].key / "test.parquet")
+    assert len(ids) == len(scores) == 80
+    assert not (swept[0].folder / "checkpoints").exists()
+    assert not (swept[0].folder / ".ray").exists()
+
+
+def test_the_bundle_answers_as_its_golden_rows_say_and_as_transformers_does(swept):
+    from transformers import pipeline
+
+    scorer = Scorer(open_bundle(swept[0].bundle))
+    assert scorer.health() is None
+    texts = [row["text"] for row in pq.read_table(swept[1].data.test).to_pylist()]
+    alone = pipeline("text-classification", model=str(swept[0].bundle), top_k=None)(texts)
+    ours = [answer.values["scores"] for answer in scorer([{"text": text} for text in texts])]
+    for theirs, mine in zip(alone, ours, strict=True):
+        assert {one["label"]: one["score"] for one in theirs} == pytest.approx(mine, abs=1e-4)
+
+
+def test_running_again_repeats_nothing_and_says_the_same(swept):
+    result, spec = swept
+    before = read_ledger(result.folder / "ledger.jsonl")
+    again = pmray.sweep(spec)
+    assert len(read_ledger(result.folder / "ledger.jsonl")) == len(before)
+    assert again.verdict.to_json() == result.verdict.to_json()
+    assert str(again.version) == str(result.version)
+
+
+def test_more_trials_continue_the_run(swept):
+    result, spec = swept
+    before = {one.key for one in read_ledger(result.folder / "ledger.jsonl")}
+    more = pmray.spec_from(spec, ["search.trials=5"])
+    new = [one for one in pmray.sweep(more).outcomes if one.key not in before]
+    assert sum(one.stage == "sweep" for one in new) == 1
+
+
+def test_two_workers_fit_like_one_and_score_the_same_predictions_alike(tmp_path):
+    spec = tiny_spec(tmp_path)
+    candidate = {**spec["candidates"][0], "recipe": {**RECIPE, "epochs": 4, "precision": "fp32"}}
+    scores, predictions = {}, {}
+    for workers in (1, 2):
+        one = {**spec, "name": f"workers-{workers}", "candidates": [{**candidate, "resources": {"workers": workers}}]}
+        pmray.fit(pmray.spec_from(one), "bert", seed=3)
+        final = next(
+            o for o in read_ledger(tmp_path / "runs" / f"workers-{workers}" / "ledger.jsonl") if o.stage == "final"
+        )
+        scores[workers] = final.score
+        folder = tmp_path / "runs" / f"workers-{workers}" / "predictions" / final.key
+        predictions[workers] = read_predictions(folder / "test.parquet")
+    assert abs(scores[1] - scores[2]) <= 0.01
+    assert predictions[1][0] == predictions[2][0]
+    np.testing.assert_allclose(predictions[1][1], predictions[2][1], atol=0.02)
+
+
+def test_a_candidate_with_two_workers_takes_part_in_the_sweep(tmp_path):
+    spec = tiny_spec(tmp_path, search={"trials": 2, "finalists": 1, "seeds": 1, "rank_rows": 60})
+    spec["candidates"] = [{**spec["candidates"][0], "resources": {"workers": 2}}]
+    outcomes = pmray.sweep(pmray.spec_from(spec)).outcomes
+    assert [one.status for one in outcomes if one.stage == "sweep"].count("done") >= 1
+    assert all(one.facts["parameters"] for one in outcomes if one.stage == "final")
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_the_arithmetic(tmp_path):
+    spec = tiny_spec(tmp_path, resources={"workers": 64, "cpus_per_worker": 2})
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match="64 workers x 2 CPUs = 128"):
+        pmray.sweep(pmray.spec_from(spec))
+    assert time.monotonic() - started < 30
+
+
+def test_a_loss_that_diverges_is_an_outcome(tmp_path):
+    spec = tiny_spec(tmp_path, search={"trials": 2, "finalists": 1, "seeds": 1, "rank_rows": 60})
+    spec["candidates"][1] = {**spec["candidates"][1], "recipe": {**RECIPE, "lr": 1.0, "clip": 1e30}}
+    outcomes = pmray.sweep(pmray.spec_from(spec)).outcomes
+    assert any(one.candidate == "bert" and one.status == "done" for one in outcomes if one.stage == "sweep")
+
+
+def test_no_candidate_at_all_is_said_before_ray_does_anything(tmp_path):
+    spec = tiny_spec(tmp_path, candidates=[str(tmp_path / "nowhere" / "model")])
+    with pytest.raises(NoVerdict, match="no such folder"):
+        pmray.sweep(pmray.spec_from(spec))
+
+
+def test_rank_alone_orders_candidates(tmp_path):
+    ranked = pmray.rank(pmray.spec_from(tiny_spec(tmp_path)))
+    assert {one.candidate for one in ranked} == {"bert", "llama"}
+    assert all(one.kept for one in ranked)
+
+
+def test_what_tune_ships_for_a_trial_is_small():
+    import cloudpickle
+
+    from pmray.distributed.tune import _trial
+
+    assert len(cloudpickle.dumps(_trial)) < 100_000

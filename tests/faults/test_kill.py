@@ -1,0 +1,114 @@
+"""Real processes are killed; what was finished must not be repeated, and the verdict must be whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.tiny import tiny_spec
+
+pytestmark = pytest.mark.slow
+
+
+def start(spec: Path, *more: str) -> subprocess.Popen:
+    """`pmray sweep SPEC` as a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "pmray", "sweep", str(spec), *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcomes(folder: Path) -> list[dict]:
+    ledger = folder / "runs" / "tiny" / "ledger.jsonl"
+    lines = ledger.read_bytes().split(b"\n")[:-1] if ledger.exists() else []
+    return [json.loads(line) for line in lines if line]
+
+
+def wait_for(condition, seconds: float = 120):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.05)
+    return found
+
+
+def write_spec(folder: Path) -> Path:
+    spec = tiny_spec(folder)
+    spec["search"] |= {"trials": 6, "rungs": 0}
+    # Long enough to be caught in the middle.
+    for candidate in spec["candidates"]:
+        candidate["recipe"] = {**candidate["recipe"], "epochs": 12}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def finished(folder: Path, stage: str) -> Counter:
+    return Counter(one["key"] for one in outcomes(folder) if one["stage"] == stage and not one["may_pass"])
+
+
+def gone(pids: list[int], seconds: float = 30) -> bool:
+    return wait_for(lambda: not [pid for pid in pids if psutil.pid_exists(pid)], seconds)
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """The driver's Ray processes: its children, and those that Ray put into sessions of their own."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_killed_driver_continues_where_it_was(tmp_path):
+    spec = write_spec(tmp_path)
+    driver = start(spec)
+    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 2)
+    children = [child.pid for child in family(driver)]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert gone(children), "Ray's processes outlived their driver"
+    before = finished(tmp_path, "sweep")
+    second = start(spec, "--json")
+    out, err = second.communicate(timeout=300)
+    assert second.returncode == 0, err
+    after = finished(tmp_path, "sweep")
+    assert set(before) <= set(after)
+    assert sum(after.values()) == 6
+    assert max(after.values()) == 1, "something finished was repeated"
+    verdict = json.loads(out)
+    assert {line["name"] for line in verdict["lines"]} >= {"bert", "llama", "majority class"}
+
+
+def test_a_killed_trial_worker_costs_one_trial_at_most(tmp_path):
+    spec = write_spec(tmp_path)
+    driver = start(spec, "--json")
+
+    def trial_worker():
+        return [
+            child for child in family(driver) if "ray::" in " ".join(child.cmdline()) and "_trial" in child.cmdline()[0]
+        ]
+
+    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
+    wait_for(trial_worker)[0].kill()
+    out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert json.loads(out)["winner"] in {"bert", "llama"}
+    assert max(finished(tmp_path, "sweep").values()) == 1
+    assert sum(finished(tmp_path, "sweep").values()) >= 5
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path, how):
+    spec = write_spec(tmp_path)
+    driver = start(spec)
+    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
+    children = [child.pid for child in family(driver)]
+    driver.send_signal(how)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "Traceback" not in err
+    assert gone(children)

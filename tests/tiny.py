@@ -1,4 +1,4 @@
-"""Tiny models of real architectures, randomly initialised, and data that they can learn: no download, a second a fit."""
+"""Tiny models of real architectures, randomly initialised, and data that they can learn: no download, no wait."""
 
 import json
 import random
@@ -8,26 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 WORDS = [
-    "good",
-    "great",
-    "fine",
-    "nice",
-    "superb",
-    "bad",
-    "awful",
-    "poor",
-    "dull",
-    "broken",
-    "phone",
-    "case",
-    "lens",
-    "zoom",
-    "sound",
-    "price",
-    "works",
-    "was",
-    "is",
-    "the",
+    *("good", "great", "fine", "nice", "superb", "bad", "awful", "poor", "dull", "broken"),
+    *("phone", "case", "lens", "zoom", "sound", "price", "works", "was", "is", "the"),
 ]
 RECIPE = {"lr": 3e-3, "epochs": 8, "batch_size": 8, "dropout": 0.0}
 """Learns ``tiny_rows`` from nothing, in two seconds."""

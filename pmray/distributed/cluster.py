@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +56,8 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
     if ours:
         address = address or os.environ.get("RAY_ADDRESS")
         options = {} if address else {"include_dashboard": False}
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -61,6 +65,9 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
                 f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
                 "address out to use this machine."
             ) from None
+        if in_main_thread:
+            # Ray puts a handler of its own in place, which ends the process without the way out below.
+            signal.signal(signal.SIGTERM, on_term)
     # Tune and Train log each step of theirs at INFO and WARNING.
     for logger in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)

@@ -71,6 +71,8 @@ def search(prepared: Prepared, kept: Sequence[str]) -> list[Outcome]:
     outcomes = []
     for _ in range(settings.trials):
         proposal = asking.ask()
+        if proposal is None:
+            break
         outcomes.append(run(prepared, "sweep", proposal.candidate, proposal.recipe, settings.seed))
         asking.tell(proposal.number, outcomes[-1].score)
     return outcomes
@@ -118,7 +120,6 @@ def open_test_rows(prepared: Prepared, chosen: Sequence[Outcome], fits: Sequence
 
 if __name__ == "__main__":
     try:
-        _, verdict = sweep(load_spec(sys.argv[1], sys.argv[2:]))
-        console.print(verdict_panel(verdict))
+        console.print(verdict_panel(sweep(load_spec(sys.argv[1], sys.argv[2:]))[1]))
     except PmrayError as error:
         sys.exit(f"error: {error}")

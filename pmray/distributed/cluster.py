@@ -59,7 +59,7 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
         in_main_thread = threading.current_thread() is threading.main_thread()
         on_term = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "

@@ -121,7 +121,7 @@ def test_seeds_that_differ_widen_the_interval_and_equal_ones_do_not():
     rng = np.random.default_rng(0)
     true = rng.integers(3, size=500)
     runs = [fit(rng, true, right) for right in (0.6, 0.75, 0.9)]
-    alone, alike, apart = bootstrap(accuracy, runs[1]), bootstrap_seeds(accuracy, [runs[1]] * 3), None
+    alone, alike = bootstrap(accuracy, runs[1]), bootstrap_seeds(accuracy, [runs[1]] * 3)
     apart = bootstrap_seeds(accuracy, runs)
     assert (alike.low, alike.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
     assert apart.value == pytest.approx(np.mean([(run[:, 0] == run[:, 1]).mean() for run in runs]))
@@ -145,7 +145,7 @@ def test_picking_among_equals_is_corrected():
 
 
 def test_picking_a_lucky_seed_is_corrected():
-    # The rows are certain (many, and a fit is right on all of one class); only the seeds of ten equal models vary.
+    # Ten equal models whose seeds vary (by 0.05) more than their rows do (by 0.02).
     best, corrected = [], []
     for trial in range(20):
         rng = np.random.default_rng(trial)
@@ -169,9 +169,9 @@ def test_a_clear_winner_is_always_picked():
     rng = np.random.default_rng(0)
     true = rng.integers(3, size=500)
     good, bad = fit(rng, true, 0.95), fit(rng, true, 0.5)
-    found = selection_corrected(accuracy, {"bad": [bad], "good": [good]})
-    assert found == selection_corrected(accuracy, {"good": [good], "bad": [bad]})
-    assert found.value == pytest.approx((good[:, 0] == good[:, 1]).mean(), abs=0.005)
+    for models in ({"bad": [bad], "good": [good]}, {"good": [good], "bad": [bad]}):
+        found = selection_corrected(accuracy, models)
+        assert found.value == pytest.approx((good[:, 0] == good[:, 1]).mean(), abs=0.003)
 
 
 def test_left_out_rows_are_those_that_were_not_drawn():

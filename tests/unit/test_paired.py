@@ -93,7 +93,7 @@ def test_pairing_is_narrower_than_two_intervals():
 @pytest.mark.parametrize("others", [1, 2, 3])
 def test_seeds_that_differ_make_the_comparison_less_sure(others):
     rng = np.random.default_rng(0)
-    steady = [lines(rng.random(1_000) < 0.75)] * others
+    steady = [lines(rng.random(1_000) < 0.78)] * others
     shaky = [lines(rng.random(1_000) < right) for right in (0.6, 0.7, 0.85)]
     sure = paired_bootstrap(accuracy, steady, [shaky[1]])
     unsure = paired_bootstrap(accuracy, steady, shaky)

@@ -496,19 +496,26 @@ def _mistake(detail: Any, lines: Mapping[KeyPath, int], overrides: Sequence[str]
     from_override = any(shown.startswith(override.split("=")[0].strip()) for override in overrides)
     place = "--set: " if from_override else f"line {line}: " if line else ""
     if detail["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
-        hint = nearest(str(path[-1]), known)
-        text = f"no such key; did you mean `{hint}`?" if hint else f"no such key; known: {', '.join(known)}"
+        text = _unknown_key(path)
     elif detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
+    elif detail["type"] == "literal_error":
+        hint = nearest(str(detail["input"]), re.findall(r"'([^']+)'", detail["ctx"]["expected"]))
+        did_you_mean = f"; did you mean {hint!r}?" if hint else ""
+        text = f"must be {detail['ctx']['expected']}, but got {_short(detail['input'])}{did_you_mean}"
     else:
         text = _WORDING.get(detail["type"], detail["msg"][0].lower() + detail["msg"][1:])
-        if detail["type"] == "literal_error":
-            hint = nearest(str(detail["input"]), re.findall(r"'([^']+)'", detail["ctx"]["expected"]))
-            text = f"must be {detail['ctx']['expected']}" + (f"; did you mean {hint!r}?" if hint else "")
         if detail["type"] != "missing":
             text += f", but got {_short(detail['input'])}"
     return f"{place}{shown}: {text}"
+
+
+def _unknown_key(path: KeyPath) -> str:
+    known, key = _keys_at(path[:-1]), str(path[-1])
+    if key in RECIPE_FIELDS and "recipe" in known:
+        return f"no such key; a fixed value goes under `recipe: {{{key}: ...}}`, values to search under `space`"
+    hint = nearest(key, known)
+    return f"no such key; did you mean `{hint}`?" if hint else f"no such key; known: {', '.join(known)}"
 
 
 def _short(value: object) -> str:

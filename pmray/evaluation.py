@@ -168,6 +168,8 @@ def evaluate(
     for rows in _chunks(table, answers.chunk if isinstance(answers, Endpoint) else CHUNK):
         replies += answers(rows)
         progress(len(replies), len(table))
+    if isinstance(answers, Endpoint):
+        answers.client.close()
     answered = np.array([isinstance(one, Answer) for one in replies], dtype=bool)
     if not answered.any():
         first = next((one.error for one in replies if isinstance(one, Refused)), "there are no rows")

@@ -22,7 +22,7 @@ from pmray.bundle import GOLDEN_ROWS, SETTINGS, Bundle, open_bundle, write_setti
 from pmray.data.encode import encode_table, read_arrow
 from pmray.data.load import read_sealed
 from pmray.distributed.cluster import Capacity, at_a_time, connected
-from pmray.distributed.train import FACTS, fit_groups
+from pmray.distributed.train import FACTS, fit_all
 from pmray.distributed.tune import rank_candidates, run_trials
 from pmray.errors import NoVerdict
 from pmray.preparation import Prepared
@@ -175,7 +175,7 @@ def fit(
         prepared = _prepare(one, run, console, strict=True)
         with connected(address) as cluster:
             work = prepared.work("final", candidate, prepared.arms[candidate].default, seed, run.folder)
-            facts = _fit_all(prepared, run, {candidate: [work]}, cluster, console, title="fit")[work.key]
+            facts = _fit_all(prepared, run, [work], cluster, console, title="fit")[work.key]
         if facts.status != "done":
             raise NoVerdict(f"{candidate}: {facts.error}")
         folder = run.folder / "fits" / work.key
@@ -303,7 +303,7 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
     search = Search(arms, algorithm=spec.search.algorithm, seed=spec.search.seed, tried=tried)
     deadline = time.time() + 3600 * spec.search.hours if spec.search.hours else None
-    board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1], parallel)
+    board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1])
     with board:
 
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:
@@ -377,11 +377,7 @@ def _refit(
             prepared.work("final", one.candidate, Recipe(**one.recipe), seed, run.folder) for seed in seeds
         ]
     known = run.ledger.settled("final")
-    left = {
-        name: [work for work in works if work.key in again or not _is_settled(work, known)]
-        for name, works in groups.items()
-    }
-    left = {name: works for name, works in left.items() if works}
+    left = [work for works in groups.values() for work in works if work.key in again or not _is_settled(work, known)]
     if left:
         _fit_all(prepared, run, left, cluster, console, title="finalists")
     known = run.ledger.settled("final")
@@ -400,20 +396,16 @@ def _is_settled(work: Work, known: Mapping[str, Outcome]) -> bool:
 
 
 def _fit_all(
-    prepared: Prepared,
-    run: Run,
-    groups: Mapping[str, Sequence[Work]],
-    cluster: Capacity,
-    console: Console,
-    *,
-    title: str,
+    prepared: Prepared, run: Run, works: Sequence[Work], cluster: Capacity, console: Console, *, title: str
 ) -> dict[str, Facts]:
-    """Carry out groups of works with Ray Train, with a live table and a ledger line each."""
-    resources = {name: prepared.spec.resources_of(prepared.spec.candidate(name)) for name in groups}
-    parallel = at_a_time(resources, cluster, prepared.spec.search.concurrency)
-    works = [work for group in groups.values() for work in group]
+    """Carry out works with Ray Train, with a live table and a ledger line each."""
+    spec = prepared.spec
+    resources = {work.key: spec.resources_of(spec.candidate(work.pretrained.name)) for work in works}
+    parallel = at_a_time(
+        {work.pretrained.name: resources[work.key] for work in works}, cluster, spec.search.concurrency
+    )
     results: dict[str, Facts] = {}
-    board = TrialBoard(console, title, prepared.metric, len(works), sum(work.budget for work in works), parallel)
+    board = TrialBoard(console, title, prepared.metric, len(works), sum(work.budget for work in works))
     with board:
 
         def reached(work: Work, rung: Rung) -> None:
@@ -427,7 +419,7 @@ def _fit_all(
             run.ledger.append(outcome)
             board.end(work.key, outcome)
 
-        fit_groups(groups, resources, at_a_time=parallel, scratch=run.scratch, on_rung=reached, on_end=ended)
+        fit_all(works, resources, at_a_time=parallel, scratch=run.scratch, on_rung=reached, on_end=ended)
     return results
 
 

@@ -1,4 +1,4 @@
-"""Fit on N workers with Ray Train: carries out works one after the other in one worker group."""
+"""Fit on N workers with Ray Train: carries out works, each in a worker group of its own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pmray.training.loop import Rung
 from pmray.training.trial import Facts, Work, carry_out
 
 FACTS = "facts.json"
-"""Written when a fit is complete, so that a worker group that lost a worker does not repeat finished fits."""
+"""Written when a fit is complete, so that a group that lost a worker after that does not repeat it."""
 
 
-def fit_groups(
-    groups: Mapping[str, Sequence[Work]],
+def fit_all(
+    works: Sequence[Work],
     resources: Mapping[str, Resources],
     *,
     at_a_time: int,
@@ -32,19 +32,19 @@ def fit_groups(
     on_rung: Callable[[Work, Rung], None],
     on_end: Callable[[Work, Facts], None],
 ) -> None:
-    """Carry out groups of works, each group in a Ray Train worker group of its own, several groups at a time.
+    """Carry out works, each in a Ray Train worker group of its own, several at a time.
 
     Args:
-        groups: Group name -> works, such as the seeds of a finalist.
-        resources: Group name -> workers and their resources.
-        at_a_time: Groups that run at once.
+        works: What to fit, in order.
+        resources: Key of a work -> its workers and their resources.
+        at_a_time: Worker groups that run at once.
         scratch: Folder for Ray Train's own files; removed by the caller.
         on_rung: Called in the driver when a work reaches a rung.
         on_end: Called in the driver when a work has ended, well or not.
     """
-    works = {work.key: work for group in groups.values() for work in group}
     queue = Queue(actor_options={"num_cpus": 0})
-    waiting = list(groups)
+    by_key = {work.key: work for work in works}
+    waiting = list(works)
     running: dict[str, _Group] = {}
     ended: set[str] = set()
 
@@ -54,40 +54,42 @@ def fit_groups(
         except Empty:
             return
         if not isinstance(news, Facts):
-            on_rung(works[key], news)
+            on_rung(by_key[key], news)
         elif key not in ended:
             ended.add(key)
-            on_end(works[key], news)
+            on_end(by_key[key], news)
 
     while waiting or running:
         while waiting and len(running) < at_a_time:
-            name = waiting.pop(0)
-            running[name] = _Group(groups[name], resources[name], queue, name, scratch)
-            running[name].start()
+            work = waiting.pop(0)
+            running[work.key] = _Group(work, resources[work.key], queue, scratch)
+            running[work.key].start()
         drain(timeout=0.5)
-        for name in [name for name, group in running.items() if not group.is_alive()]:
-            group = running.pop(name)
+        for key in [key for key, group in running.items() if not group.is_alive()]:
+            group = running.pop(key)
             while not queue.empty():
                 drain(timeout=0)
-            for work in groups[name]:
-                if work.key not in ended:
-                    ended.add(work.key)
-                    on_end(work, Facts(status="failed", error=group.error or "the worker group ended without a result"))
+            if key not in ended:
+                ended.add(key)
+                reason = group.error or "the worker group ended without a result"
+                on_end(by_key[key], Facts(status="failed", error=reason))
     queue.shutdown()
 
 
 class _Group(Thread):
     """Waits for one worker group; a thread, since a Ray task would cost a process that only waits."""
 
-    def __init__(self, works: Sequence[Work], resources: Resources, queue: Queue, name: str, scratch: Path) -> None:
+    def __init__(self, work: Work, resources: Resources, queue: Queue, scratch: Path) -> None:
         super().__init__(daemon=True)
         self.error: str | None = None
         self.trainer = TorchTrainer(
             _worker,
-            train_loop_config={"works": works, "queue": queue},
+            train_loop_config={"work": work, "queue": queue},
             scaling_config=scaling(resources),
             # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
-            run_config=RunConfig(name=name, storage_path=str(scratch), failure_config=FailureConfig(max_failures=2)),
+            run_config=RunConfig(
+                name=work.key, storage_path=str(scratch), failure_config=FailureConfig(max_failures=2)
+            ),
         )
 
     def run(self) -> None:
@@ -110,20 +112,18 @@ def scaling(resources: Resources) -> ScalingConfig:
 
 def _worker(config: dict[str, Any]) -> None:
     """Every worker of the group runs this; rank 0 speaks for all, since all hold the same scores."""
+    work: Work = config["work"]
     queue: Queue = config["queue"]
     first = ray.train.get_context().get_world_rank() == 0
-    for work in config["works"]:
-        done = work.checkpoint / FACTS
-        if done.is_file():
-            facts = read_facts(done)
-        else:
-            facts = carry_out(work, partial(_send, queue, work.key) if first else _keep_silent)
-            if first and facts.status == "done":
-                done.write_text(json.dumps(asdict(facts)))
-        if first:
-            queue.put((work.key, facts))
-        # A barrier: no worker begins the next fit, or looks for its file, before all have ended this one.
-        ray.train.report({"status": facts.status})
+    done = work.checkpoint / FACTS
+    if done.is_file():
+        facts = read_facts(done)
+    else:
+        facts = carry_out(work, partial(_send, queue, work.key) if first else _keep_silent)
+        if first and facts.status == "done":
+            done.write_text(json.dumps(asdict(facts)))
+    if first:
+        queue.put((work.key, facts))
 
 
 def _send(queue: Queue, key: str, rung: Rung) -> None:

@@ -71,7 +71,6 @@ class TrialBoard:
     total: int
     examples: int
     """Of all trials together if none stops early: what the time left is reckoned from."""
-    workers: int = 1
     rows: dict[str, _Row] = field(default_factory=dict)
     ended: int = 0
     _seen: int = 0

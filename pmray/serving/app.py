@@ -1,6 +1,7 @@
 """A bundle behind HTTP on Ray Serve: predict, evaluate, model facts, health."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve ships the class below by value, and FastAPI then could not look up
+# the names of its request models.
 
 import asyncio
 import ipaddress
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -101,6 +102,19 @@ def _rows_in(batch: Sequence[Sequence[dict[str, Any]]]) -> int:
     return 1 if len(batch) == 1 else sum(len(rows) for rows in batch)
 
 
+def _label(value: Any, position: int, known: Sequence[str]) -> Any:
+    """A row's label or labels as text, or a 422 that names the row.
+
+    It stands before the class: Serve takes along only what was there when it saw the class.
+    """
+    labels = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    unknown = [one for one in labels if one not in known]
+    if value is None or unknown:
+        found = "is missing" if value is None else f"{unknown[0]!r} is not one of: {', '.join(known)}"
+        raise HTTPException(422, f"rows.{position}.label: {found}")
+    return labels if isinstance(value, list) else labels[0]
+
+
 @serve.deployment
 @serve.ingress(app)
 class Endpoint:
@@ -186,16 +200,6 @@ class Endpoint:
             raise HTTPException(413, f"a request may have {self.limits['max_rows']} rows, this has {len(rows)}")
 
 
-def _label(value: Any, position: int, known: Sequence[str]) -> Any:
-    """A row's label or labels as text, or a 422 that names the row."""
-    labels = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-    unknown = [one for one in labels if one not in known]
-    if value is None or unknown:
-        found = "is missing" if value is None else f"{unknown[0]!r} is not one of: {', '.join(known)}"
-        raise HTTPException(422, f"rows.{position}.label: {found}")
-    return labels if isinstance(value, list) else labels[0]
-
-
 @dataclass
 class Deployed:
     """A running endpoint; closing it (or leaving its ``with`` block) ends it."""
@@ -207,7 +211,7 @@ class Deployed:
         """End the endpoint, and the cluster if it was started for it."""
         self._stack.close()
 
-    def __enter__(self) -> Deployed:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -277,7 +281,9 @@ def deploy(
     stack = ExitStack()
     try:
         stack.enter_context(connected(address))
-        stack.callback(serve.shutdown)
+        # Not serve.shutdown: on a shared cluster that would end other people's applications too.
+        stack.callback(serve.delete, "pmray")
+        log.setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "ERROR"})
         serve.run(build_app(str(folder), settings, version), name="pmray", logging_config={"log_level": "ERROR"})
         url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{port}"

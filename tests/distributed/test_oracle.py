@@ -18,7 +18,8 @@ MINI = """
 import json, runpy, sys
 mini = runpy.run_path(sys.argv[1])
 outcomes, verdict = mini["sweep"](mini["load_spec"](sys.argv[2]))
-print(json.dumps({"scores": {one.key: one.score for one in outcomes if one.status == "done"}, "ray": "ray" in sys.modules}))
+scores = {one.key: one.score for one in outcomes if one.status == "done"}
+print(json.dumps({"scores": scores, "ray": "ray" in sys.modules}))
 """
 
 

@@ -1,0 +1,75 @@
+"""Who goes on at a rung, and who is re-fitted."""
+
+import pytest
+
+from pmray.selection.halving import Continue, Standing, Stop, finalists, halve
+from pmray.selection.ledger import Outcome
+
+
+def field(*scores, candidates=None):
+    names = candidates or ["bert"] * len(scores)
+    return [Standing(str(number), name, score) for number, (name, score) in enumerate(zip(names, scores, strict=True))]
+
+
+def going_on(standings, **options):
+    options = {"reduction": 3, "first_rung": False, **options}
+    return [one.trial for one in standings if isinstance(halve(one.trial, standings, **options), Continue)]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(3, 1), (4, 2), (6, 2), (7, 3), (9, 3), (27, 9)])
+def test_one_in_three_goes_on(count, kept):
+    scores = [number / 100 for number in range(count)]
+    assert going_on(field(*scores)) == [str(number) for number in range(count - kept, count)]
+
+
+def test_nobody_is_stopped_before_there_are_enough_to_compare():
+    assert going_on(field(0.1, 0.9)) == ["0", "1"]
+    assert going_on(field(0.1)) == ["0"]
+
+
+def test_the_order_of_arrival_decides_among_equals():
+    assert going_on(field(0.5, 0.5, 0.5)) == ["0"]
+
+
+def test_the_best_of_each_candidate_goes_on_at_the_first_rung_only():
+    standings = field(0.9, 0.8, 0.7, 0.2, 0.1, 0.95, candidates=["bert", "bert", "bert", "gpt", "gpt", "bert"])
+    assert going_on(standings, first_rung=True) == ["0", "3", "5"]
+    assert going_on(standings, first_rung=False) == ["0", "5"]
+
+
+def test_a_stop_says_why():
+    assert halve("2", field(0.9, 0.8, 0.7), reduction=3, first_rung=False) == Stop(
+        "2", "place 3 of 3; the best 1 go on"
+    )
+
+
+@pytest.mark.parametrize("reduction", [1.5, 2, 4])
+def test_other_reductions_keep_other_shares(reduction):
+    kept = going_on(field(*(number / 100 for number in range(12))), reduction=reduction)
+    assert len(kept) == 12 / reduction
+
+
+def outcome(candidate, score, status="done", examples=900, key="k"):
+    return Outcome(key=key, stage="sweep", candidate=candidate, status=status, score=score, examples=examples)
+
+
+def test_finalists_are_the_best_recipes_of_the_best_candidates():
+    found = finalists(
+        [outcome("a", 0.7), outcome("b", 0.9), outcome("a", 0.8, key="best"), outcome("c", 0.6), outcome("b", 0.1)], 2
+    )
+    assert [(one.candidate, one.score) for one in found] == [("b", 0.9), ("a", 0.8)]
+
+
+def test_a_trial_that_went_to_its_end_comes_before_one_that_was_stopped():
+    stopped_late, stopped_early = outcome("b", 0.9, "stopped", 300), outcome("c", 0.95, "stopped", 100)
+    found = finalists([stopped_early, stopped_late, outcome("a", 0.5)], 3)
+    assert [one.candidate for one in found] == ["a", "b", "c"]
+
+
+def test_trials_without_a_score_or_that_broke_are_passed_over():
+    broke = [outcome("a", 0.99, "failed"), outcome("b", None, "unavailable"), outcome("c", 0.99, "infeasible")]
+    assert [one.candidate for one in finalists([*broke, outcome("d", 0.1)], 3)] == ["d"]
+
+
+def test_without_scores_there_are_no_finalists():
+    assert finalists([], 3) == []

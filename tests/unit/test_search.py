@@ -1,0 +1,157 @@
+"""What is proposed next."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from pmray.selection.search import Arm, Search, Tried
+from pmray.spec import Choice, Log, Recipe, Uniform
+
+LR = {"lr": Log(log=(1e-5, 1e-2))}
+GOOD, WEAK = Arm("good", Recipe(lr=1e-4), LR), Arm("weak", Recipe(lr=1e-4), LR)
+
+
+def quality(proposal):
+    """The good candidate is better everywhere; the best learning rate is 1e-3."""
+    return (0.9 if proposal.candidate == "good" else 0.5) - 0.05 * abs(np.log10(proposal.recipe.lr) + 3)
+
+
+def run(search, trials, score=quality):
+    done = []
+    for _ in range(trials):
+        proposal = search.ask()
+        search.tell(proposal.number, score(proposal))
+        done.append(proposal)
+    return done
+
+
+def tried(proposals, score=quality):
+    return [Tried(one.candidate, one.recipe, score(one)) for one in proposals]
+
+
+def pairs(proposals):
+    return [(one.candidate, one.recipe) for one in proposals]
+
+
+def test_each_candidates_default_comes_first():
+    assert pairs(run(Search([GOOD, WEAK]), 2)) == [("good", GOOD.default), ("weak", WEAK.default)]
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_nothing_is_proposed_twice(algorithm):
+    arm = Arm(
+        "only", Recipe(batch_size=16), {"batch_size": Choice(choice=[8, 16, 32]), "epochs": Choice(choice=[2, 3])}
+    )
+    search, proposals = Search([arm], algorithm=algorithm), []
+    while (proposal := search.ask()) is not None:
+        search.tell(proposal.number, 0.5)
+        proposals.append(proposal)
+    assert len(set(pairs(proposals))) == len(proposals) == 6
+
+
+def test_an_empty_space_is_the_default_alone():
+    search = Search([Arm("fixed", Recipe(), {})])
+    assert search.ask().recipe == Recipe()
+    assert search.ask() is None
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_the_same_calls_with_the_same_seed_give_the_same_proposals(algorithm):
+    def proposals(seed):
+        return pairs(run(Search([GOOD, WEAK], algorithm=algorithm, seed=seed), 12))
+
+    assert proposals(0) == proposals(0)
+    assert proposals(0) != proposals(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_better_candidate_gets_most_of_the_later_trials(seed):
+    done = run(Search([WEAK, GOOD], seed=seed), 30)
+    assert sum(one.candidate == "good" for one in done[10:]) > 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_recipes_get_better(seed):
+    done = [quality(one) for one in run(Search([GOOD], seed=seed), 30)]
+    assert np.mean(done[-10:]) > np.mean(done[1:6])
+
+
+def test_random_search_does_not_learn():
+    done = run(Search([WEAK, GOOD], algorithm="random"), 60)
+    assert 18 <= sum(one.candidate == "good" for one in done) <= 42
+
+
+def test_a_resumed_search_repeats_nothing():
+    before = run(Search([GOOD, WEAK]), 8)
+    after = run(Search([GOOD, WEAK], tried=tried(before)), 12)
+    assert not set(pairs(before)) & set(pairs(after))
+
+
+def test_a_resumed_search_first_proposes_the_defaults_that_are_left():
+    before = run(Search([GOOD, WEAK]), 1)
+    assert pairs(run(Search([GOOD, WEAK], tried=tried(before)), 1)) == [("weak", WEAK.default)]
+
+
+def test_a_resumed_search_has_learned():
+    before = run(Search([GOOD, WEAK]), 20)
+    after = run(Search([GOOD, WEAK], tried=tried(before)), 10)
+    assert sum(one.candidate == "good" for one in after) > 6
+
+
+def test_a_resumed_search_learns_from_recipes_of_an_integer_range():
+    arm = Arm("a", Recipe(batch_size=16), {"batch_size": Uniform(uniform=(8, 32))})
+    search = Search([arm], tried=[Tried("a", Recipe(batch_size=24), 0.7)])
+    assert [trial.value for trial in search._study.trials] == [0.7]
+
+
+def test_what_was_tried_outside_the_present_space_does_not_break_a_search():
+    old = [
+        Tried("gone", Recipe(), 0.9),
+        Tried("good", Recipe(lr=0.5), 0.9),
+        Tried("good", Recipe(lr=2e-4), None),
+    ]
+    assert pairs(run(Search([GOOD], tried=old), 1)) == [("good", GOOD.default)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_failed_trials_teach_nothing_and_stop_nothing(value):
+    done = run(Search([GOOD, WEAK]), 20, score=lambda one: value if one.candidate == "weak" else quality(one))
+    assert len(set(pairs(done))) == 20
+
+
+def test_a_search_goes_on_while_answers_are_outstanding():
+    search = Search([GOOD, WEAK])
+    open_ones = [search.ask() for _ in range(8)]
+    for one in reversed(open_ones):
+        search.tell(one.number, quality(one))
+    assert len({one.number for one in open_ones}) == 8
+    assert len(set(pairs(open_ones))) == 8
+
+
+@pytest.mark.parametrize("values", [Uniform(uniform=(8, 32)), Log(log=(8, 32)), Choice(choice=[8, 16, 32])])
+def test_whole_numbers_stay_whole(values):
+    for proposal in run(Search([Arm("a", Recipe(batch_size=8), {"batch_size": values})]), 4, score=lambda one: 0.5):
+        assert isinstance(proposal.recipe.batch_size, int)
+        assert 8 <= proposal.recipe.batch_size <= 32
+
+
+@pytest.mark.parametrize("field", ["lr", "dropout", "warmup"])
+def test_rounding_never_leaves_the_space(field):
+    low, high = 0.0123456, 0.0123459
+    arm = Arm("a", Recipe(), {field: Uniform(uniform=(low, high))})
+    found = [one.recipe.model_dump()[field] for one in run(Search([arm]), 2, score=lambda one: 0.5)[1:]]
+    assert all(low <= value <= high for value in found)
+
+
+def test_numbers_are_short_enough_to_type():
+    for proposal in run(Search([GOOD]), 5):
+        assert float(f"{proposal.recipe.lr:.3g}") == proposal.recipe.lr
+
+
+def test_optuna_keeps_quiet(capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(Search([GOOD, WEAK]), 6)
+    assert capfd.readouterr() == ("", "")
+    assert not caught

@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+import pytest
+
+from pmray.errors import NoVerdict
+from pmray.selection.verdict import Contender, decide
+from pmray.spec import Decide
+from pmray.tasks.text import TextClassification
+
+TASK = TextClassification(labels=("negative", "positive"), positive="positive")
+TRUE = np.random.default_rng(0).integers(0, 2, 600)
+
+
+def contender(name: str, accuracy: float, *, seed: int = 1, fits: int = 2, **values) -> Contender:
+    outcomes = []
+    for fit in range(fits):
+        wrong = np.random.default_rng([seed, fit]).random(len(TRUE)) > accuracy
+        outcomes.append(np.stack([TRUE, np.where(wrong, 1 - TRUE, TRUE)], axis=1))
+    return Contender(name, outcomes, **{"search_score": accuracy, "latency_ms": 10.0, "parameters": 10, **values})
+
+
+def decided(*contenders: Contender, **rules):
+    return decide(contenders, TASK, "f1_macro", Decide(draws=500, **rules))
+
+
+def test_models_that_cannot_be_told_apart_are_a_tie_and_the_cheapest_wins():
+    verdict = decided(contender("large", 0.86, latency_ms=30), contender("small", 0.855, seed=2, latency_ms=10))
+    assert verdict.winner == "small"
+    assert len(verdict.groups) == 1
+    assert any("a tie, not a victory" in one for one in verdict.words)
+    assert decided(contender("large", 0.86), contender("small", 0.855, seed=2), prefer="score").winner == "large"
+
+
+def test_a_clearly_better_model_wins_whatever_it_costs():
+    verdict = decided(contender("good", 0.95, latency_ms=99), contender("bad", 0.6, seed=2, latency_ms=1))
+    assert verdict.winner == "good"
+    assert verdict.groups == (("good",), ("bad",))
+    assert verdict.comparisons[0].adjusted_p < 0.05
+    assert verdict.comparisons[0].mcnemar_p < 0.001
+    assert verdict.line("good").score.low > verdict.line("bad").score.high
+
+
+def test_a_transformer_that_buys_nothing_is_told_so():
+    same = contender("baseline", 0.86, seed=3, fits=1, baseline=True)
+    assert any("buys nothing" in one for one in decided(contender("model", 0.86), same).words)
+    better = contender("baseline", 0.97, seed=3, fits=1, baseline=True)
+    verdict = decided(contender("model", 0.7), better)
+    assert verdict.winner == "model"
+    assert any("use the baseline" in one for one in verdict.words)
+
+
+def test_a_limit_that_nobody_keeps_is_no_verdict_and_says_who_comes_nearest():
+    with pytest.raises(NoVerdict, match=r"the fastest, a, takes 10\.0 ms"):
+        decided(contender("a", 0.9), contender("b", 0.8, latency_ms=20), max_latency_ms=5)
+    assert decided(contender("slow", 0.95, latency_ms=20), contender("fast", 0.6), max_latency_ms=15).winner == "fast"
+    with pytest.raises(NoVerdict, match="no candidate finished"):
+        decided(contender("b", 0.8, baseline=True))
+
+
+def test_the_verdict_gives_every_number_and_is_json():
+    verdict = decided(contender("a", 0.9, search_score=0.93), contender("b", 0.8, seed=2))
+    written = json.loads(json.dumps(verdict.to_json(), default=float))
+    assert written["optimism_gap"] == pytest.approx(0.93 - verdict.line("a").score.value)
+    assert set(written["per_class"]) == {"negative", "positive"}
+    assert set(written["lines"][0]["metrics"]) == set(TASK.metrics())
+    assert verdict.corrected.low < verdict.corrected.value < verdict.corrected.high

@@ -142,11 +142,14 @@ def evaluate(
     """Score a model on labelled rows, with intervals; the same numbers offline and through its endpoint."""
     from pmray.evaluation import evaluate as evaluate_model
     from pmray.evaluation import save_predictions
-    from pmray.report.console import people
+    from pmray.report.console import counted, people
     from pmray.report.evaluation import evaluation_table
 
     console = people()
-    found = evaluate_model(model, data, registry=_registry(registry), columns=_pairs(column, "--column"))
+    with counted(console, "evaluating") as progress:
+        found = evaluate_model(
+            model, data, registry=_registry(registry), columns=_pairs(column, "--column"), progress=progress
+        )
     if predictions:
         save_predictions(found, predictions)
     _print(found.to_json(), as_json, lambda: console.print(evaluation_table(found)))
@@ -163,14 +166,18 @@ def compare(
 ) -> None:
     """Compare models on the same labelled rows, with paired tests."""
     from pmray.evaluation import compare as compare_models
-    from pmray.report.console import people
+    from pmray.report.console import counted, people
     from pmray.report.evaluation import comparison_table
 
     if len(models) < 3:
         raise typer.BadParameter("give two or more models, and the data last")
     *names, data = models
-    found = compare_models(names, data, registry=_registry(registry), columns=_pairs(column, "--column"))
-    _print(found.to_json(), as_json, lambda: people().print(comparison_table(found)))
+    console = people()
+    with counted(console, "comparing") as progress:
+        found = compare_models(
+            names, data, registry=_registry(registry), columns=_pairs(column, "--column"), progress=progress
+        )
+    _print(found.to_json(), as_json, lambda: console.print(comparison_table(found)))
 
 
 @app.command()

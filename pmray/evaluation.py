@@ -352,8 +352,9 @@ def _labelled(data: Source, task: Task, columns: Mapping[str, str]) -> pa.Table:
                 f"{row_id}: label {sorted(unknown)[0]!r} is not one of the model's: {', '.join(task.labels)}"
             )
     if problems:
-        more = [f"… and {len(problems) - 10} more rows"] if len(problems) > 10 else []
-        raise DataError([*problems[:10], *more])
+        more = [f"… and {len(problems) - 5} more rows"] if len(problems) > 5 else []
+        hint = [] if len(problems) < len(table) else ["is it another column? `--column label=NAME` names it"]
+        raise DataError([*problems[:5], *more, *hint])
     return table
 
 

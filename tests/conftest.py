@@ -8,6 +8,8 @@ import pytest
 # Before anything imports the libraries that read them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models: a second thread costs more in waiting than it computes, above all beside Ray's processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

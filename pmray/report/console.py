@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,19 +33,24 @@ def people() -> Console:
 
 
 @contextmanager
-def steps(console: Console, title: str, total: int) -> Iterator[Any]:
+def steps(console: Console, title: str, total: int) -> Iterator[Callable[..., None]]:
     """Show a progress bar for a block, and yield a function that moves it on by some units."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
+    with _bar(console) as progress:
         task = progress.add_task(title, total=total)
         yield lambda units=1: progress.advance(task, units)
+
+
+@contextmanager
+def counted(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar for a block, and yield a function of (done, total) that sets it."""
+    with _bar(console) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _bar(console: Console) -> Progress:
+    shown = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *shown, console=console, transient=True)
 
 
 @dataclass
@@ -230,11 +234,6 @@ def key_values(title: str, values: Mapping[str, Any]) -> Table:
     for key, value in values.items():
         table.add_row(key, str(value))
     return table
-
-
-def print_json(text: str) -> None:
-    """Write machine-readable output, alone on standard output."""
-    sys.stdout.write(text + "\n")
 
 
 def recipe_text(recipe: Mapping[str, Any], default: Mapping[str, Any]) -> str:

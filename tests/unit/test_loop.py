@@ -1,0 +1,246 @@
+"""The training loop: it learns, it repeats itself, and N processes do what one does."""
+
+import copy
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pmray.data.encode import encode_table
+from pmray.errors import Diverged, OutOfMemory
+from pmray.spec import Candidate, Recipe
+from pmray.tasks.text import TextClassification
+from pmray.training import loop
+from pmray.training.model import locate, open_model
+from tests.tiny import tiny_model, tiny_rows
+
+TASK = TextClassification(labels=("negative", "positive"), positive="negative")
+RECIPE = Recipe(lr=3e-3, epochs=4, batch_size=16, dropout=0.0, precision="fp32", warmup=0.0)
+
+
+class Setting:
+    """A tiny model and rows that it can learn; made from a folder, so that processes can make the same."""
+
+    def __init__(self, folder, train=120, seed=0, dropout=0.0):
+        self.pretrained = locate(Candidate(model=str(folder)))
+        processor = TASK.processor(str(folder))
+        self.train, self.targets = self.encoded(processor, train, 0)
+        self.validation, self.validation_targets = self.encoded(processor, 61, 1)
+        torch.manual_seed(seed)
+        self.model = open_model(self.pretrained, TASK, pad=self.train.pad, dropout=dropout)
+
+    def encoded(self, processor, count, seed):
+        table = pa.Table.from_pylist(tiny_rows(count, seed))
+        return encode_table(TASK, table, processor, 16), TASK.targets(table)
+
+    def fit(self, recipe=RECIPE, **options):
+        rungs = loop.rungs_of(recipe, len(self.train), 1, 3)
+        options = {"metric": "f1_macro", "rungs": rungs, "seed": 0, **options}
+        parts = (self.train, self.targets, self.validation, self.validation_targets)
+        return loop.fit(self.model, TASK, recipe, *parts, **options)
+
+    def weights(self):
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture
+def setting(folder):
+    return Setting(folder)
+
+
+def farthest(first, second):
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_a_fit_learns(setting):
+    before = loop.predict(setting.model, TASK, setting.validation).argmax(1) == setting.validation_targets
+    fitted = setting.fit()
+    after = fitted.validation.argmax(1) == setting.validation_targets
+    assert before.mean() < 0.7 < 0.85 < after.mean()
+    assert fitted.loss < 0.5
+    assert fitted.score > 0.85
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(folder):
+    fits = []
+    for seed in (0, 0, 1):
+        setting = Setting(folder, dropout=0.1)
+        fits.append((setting.fit(RECIPE.changed({"epochs": 1}), seed=seed), setting.weights()))
+    (first, weights), (again, same_weights), (_, other_weights) = fits
+    assert first.validation.tobytes() == again.validation.tobytes()
+    assert farthest(weights, same_weights) == 0
+    assert farthest(weights, other_weights) > 0
+
+
+def test_small_forward_passes_add_up_to_the_whole_batch(folder):
+    found = []
+    for tokens in (16, 40, 100_000):
+        setting = Setting(folder)
+        # One step of plain descent direction: AdamW's first step hides the size of a gradient, so look at it.
+        gradients = {}
+        step = loop._step(
+            setting.model, TASK, RECIPE.changed({"max_batch_tokens": tokens}), setting.train, setting.targets,
+            np.arange(32), 32, 1, torch.device("cpu"), loop.nullcontext(), "tiny",
+        )  # fmt: skip
+        gradients = {name: one.grad for name, one in setting.model.named_parameters() if one.grad is not None}
+        found.append((step, gradients))
+    *parts, (whole_loss, whole) = found
+    for loss, gradients in parts:
+        assert loss == pytest.approx(whole_loss, abs=1e-5)
+        assert farthest(whole, gradients) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step_and_the_rate(setting):
+    with torch.no_grad():
+        setting.model.classifier.bias.fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"loss is nan at step 0 with lr 0\.003; use a lower lr"):
+        setting.fit()
+
+
+def test_running_out_of_memory_names_the_micro_batch(setting, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(setting.model, "forward", full)
+    with pytest.raises(OutOfMemory, match=r"tiny ran out of memory on cpu with a micro-batch of 16 rows x \d+ tokens"):
+        setting.fit(name="tiny")
+
+
+def test_the_weights_of_the_best_rung_are_restored(setting, monkeypatch):
+    scores = iter([0.2, 0.9, 0.9, 0.5])
+    monkeypatch.setattr(TextClassification, "score", lambda *_: np.array([next(scores)]))
+    at_rung = []
+    fitted = setting.fit(rungs=[120, 240, 360, 480], report=lambda rung: at_rung.append(setting.weights()))
+    assert [rung.score for rung in fitted.curve] == [0.2, 0.9, 0.9, 0.5]
+    assert fitted.score == 0.9
+    assert farthest(setting.weights(), at_rung[1]) == 0
+    assert np.array_equal(loop.predict(setting.model, TASK, setting.validation, RECIPE), fitted.validation)
+
+
+def test_every_rung_is_reported_in_examples_seen(setting):
+    reported = []
+    fitted = setting.fit(RECIPE.changed({"epochs": 2}), rungs=[50, 100, 240], report=reported.append)
+    assert [rung.examples for rung in reported] == [50, 100, 240]
+    assert tuple(reported) == fitted.curve
+    assert fitted.examples == 240
+    assert [rung.seconds for rung in reported] == sorted(rung.seconds for rung in reported)
+
+
+def test_a_fit_may_end_in_the_middle_of_an_epoch(setting):
+    assert setting.fit(RECIPE.changed({"epochs": 0.5})).examples in range(60, 60 + RECIPE.batch_size)
+
+
+def test_rungs_that_fall_into_one_step_are_one_report(setting):
+    fitted = setting.fit(rungs=[1, 2, 3, 240])
+    assert [rung.examples for rung in fitted.curve] == [3, 240]
+
+
+def test_what_the_report_raises_ends_the_fit(setting):
+    class Enough(Exception):
+        pass
+
+    def stop(rung):
+        raise Enough
+
+    with pytest.raises(Enough):
+        setting.fit(report=stop)
+
+
+def test_frozen_embeddings_stay_as_they_were(folder):
+    setting = Setting(folder)
+    embeddings = setting.model.get_input_embeddings()
+    embeddings.weight.requires_grad_(False)
+    before = embeddings.weight.clone()
+    setting.fit(RECIPE.changed({"epochs": 1}))
+    assert torch.equal(embeddings.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "rungs", "expected"),
+    [
+        (Recipe(epochs=3), 900, 2, [300, 900, 2700]),
+        (Recipe(epochs=3), 900, 0, [2700]),
+        (Recipe(epochs=0.001), 100, 1, [1, 1]),
+        (Recipe(epochs=0.5), 100, 1, [17, 50]),
+    ],
+)
+def test_rungs_are_powers_of_the_reduction(recipe, rows, rungs, expected):
+    assert loop.rungs_of(recipe, rows, rungs, 3) == expected
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_rises_then_falls_as_asked(schedule):
+    factors = [loop._lr_factor(step, 100, Recipe(warmup=0.1, schedule=schedule)) for step in range(100)]
+    assert 0 < factors[0] < 0.2
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert max(factors) == factors[10] == 1
+    assert factors[-1] == 1 if schedule == "constant" else 0 < factors[-1] < 0.05
+
+
+def test_predictions_do_not_depend_on_the_batches(setting, monkeypatch):
+    whole = loop.predict(setting.model, TASK, setting.validation)
+    monkeypatch.setattr(loop, "EVALUATION_TOKENS", 30)
+    assert np.allclose(loop.predict(setting.model, TASK, setting.validation), whole, atol=1e-6)
+
+
+def test_predictions_come_in_the_order_of_the_rows(setting):
+    whole = loop.predict(setting.model, TASK, setting.validation)
+    order = np.random.default_rng(0).permutation(len(whole))
+    part = loop.map_rows(setting.model, TASK, setting.validation, order, loop._logits_to_scores(TASK), None)
+    assert np.allclose(part, whole[order], atol=1e-6)
+
+
+def test_predicting_leaves_a_model_in_evaluation_and_without_gradients(setting):
+    setting.model.train()
+    loop.predict(setting.model, TASK, setting.validation)
+    assert not setting.model.training
+    assert all(one.grad is None for one in setting.model.parameters())
+
+
+def test_latency_is_milliseconds_of_one_row(setting):
+    started = time.perf_counter()
+    found = loop.measure_latency(setting.model, TASK, setting.validation, count=5)
+    assert 0 < found < 1000 * (time.perf_counter() - started)
+
+
+def work_in_a_process(rank, workers, store, folder, answer):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+    setting = Setting(folder)
+    before = loop.predict(setting.model, TASK, setting.validation)
+    # A batch of 17 in two shares, and 120 rows with a last step of one row: nothing divides evenly.
+    fitted = setting.fit(RECIPE.changed({"batch_size": 17}))
+    weights = setting.weights()
+    torch.save({"before": before, "validation": fitted.validation, "score": fitted.score, "weights": weights,
+                "loss": fitted.loss}, f"{answer}-{rank}")  # fmt: skip
+    dist.destroy_process_group()
+
+
+def test_two_workers_do_what_one_does(folder, tmp_path):
+    mp.spawn(work_in_a_process, (2, tmp_path / "store", folder, tmp_path / "answer"), nprocs=2)
+    first, second = (torch.load(tmp_path / f"answer-{rank}", weights_only=False) for rank in range(2))
+    assert np.array_equal(first["before"], second["before"])
+    assert np.array_equal(first["validation"], second["validation"])
+    assert farthest(first["weights"], second["weights"]) == 0
+
+    alone = Setting(folder)
+    assert np.allclose(loop.predict(alone.model, TASK, alone.validation), first["before"], atol=1e-6)
+    fitted = alone.fit(RECIPE.changed({"batch_size": 17}))
+    assert first["score"] == pytest.approx(fitted.score, abs=0.01)
+    assert first["loss"] == pytest.approx(fitted.loss, abs=0.01)
+    assert np.abs(first["validation"] - fitted.validation).max() < 0.05
+
+
+def test_a_model_can_be_fitted_again_from_the_same_weights(setting):
+    again = copy.deepcopy(setting)
+    assert setting.fit().validation.tobytes() == again.fit().validation.tobytes()

@@ -21,6 +21,9 @@ from pmray.spec import digest
 ENCODER_VERSION = 1
 """Part of every key: raise it when the same inputs would give other files."""
 
+MANIFEST = "manifest.json"
+"""Written last into a folder of the cache: a folder that has it is whole."""
+
 CHUNK = 10_000
 """Rows that are tokenized at a time: enough to keep the tokenizer's threads busy, few enough for a progress bar."""
 
@@ -102,7 +105,7 @@ def encode_splits(
         Rows encoded; 0 when the cache had them.
     """
     folder = cache / f"encoded-{key}"
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         return 0
     processor = open_processor()
     with finished_folder(folder) as partial:
@@ -112,10 +115,9 @@ def encode_splits(
                 part = task.encode(table.slice(start, CHUNK), processor, max_length)
                 parts.append(part)
                 progress(len(part))
-            # One chunk per column: taking rows by position from many chunks is slow.
-            write_arrow(pa.concat_tables(parts).combine_chunks(), partial / f"{name}.arrow")
+            write_arrow(pa.concat_tables(parts), partial / f"{name}.arrow")
         manifest = {"pad": processor.pad_token_id or 0, "rows": {name: len(table) for name, table in splits.items()}}
-        (partial / "manifest.json").write_text(json.dumps(manifest))
+        (partial / MANIFEST).write_text(json.dumps(manifest))
     return sum(len(table) for table in splits.values())
 
 
@@ -123,7 +125,7 @@ def open_encoded(cache: Path, key: str, split: str) -> Encoded:
     """Memory-map an encoded split; takes the same few milliseconds for a thousand rows and for millions."""
     folder = cache / f"encoded-{key}"
     table = read_arrow(folder / f"{split}.arrow")
-    pad = json.loads((folder / "manifest.json").read_text())["pad"]
+    pad = json.loads((folder / MANIFEST).read_text())["pad"]
     return Encoded(table, table["length"].to_numpy(), pad)
 
 
@@ -137,7 +139,7 @@ def write_arrow(table: pa.Table, path: Path) -> None:
     """Write an uncompressed Arrow file, the kind that can be memory-mapped."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         # One record batch: readers then see one chunk, and take rows from it without a search.
-        writer.write_table(table, max_chunksize=max(1, len(table)))
+        writer.write_table(table.combine_chunks(), max_chunksize=max(1, len(table)))
 
 
 def read_arrow(path: Path) -> pa.Table:
@@ -159,7 +161,9 @@ def finished_folder(folder: Path) -> Iterator[Path]:
         try:
             partial.replace(folder)
         except OSError:
-            if not folder.is_dir():
-                raise
+            # Another process was first; or what lies there was left half by a crash of old.
+            if not (folder / MANIFEST).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

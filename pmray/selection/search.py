@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from pmray.spec import Choice, Log, Range, Recipe
+from pmray.spec import Choice, Log, Range, Recipe, Uniform
 
 ATTEMPTS = 50
 """Proposals that are drawn before the spaces count as used up."""
@@ -65,6 +67,7 @@ class Search:
         self._open: dict[int, Proposal] = {}
         self._running: dict[int, optuna.Trial] = {}
         self._count = 0
+        self._chance = Random(seed + len(tried))
         with _Quiet():
             # Past trials change what is proposed next, so they also move the seed on.
             self._study = optuna.create_study(
@@ -90,6 +93,14 @@ class Search:
             proposal = self._propose(arm.candidate, recipe)
             self._running[proposal.number] = trial
             return proposal
+        # TPE comes back to what was good; in a small space chance finds what is left.
+        for _ in range(4 * ATTEMPTS):
+            arm = self._chance.choice(list(self._arms.values()))
+            recipe = arm.default.changed(
+                {field: _readable(field, _draw(values, self._chance), values) for field, values in arm.space.items()}
+            )
+            if (arm.candidate, recipe) not in self._proposed:
+                return self._propose(arm.candidate, recipe)
         return None
 
     def tell(self, number: int, score: float | None) -> None:
@@ -113,7 +124,7 @@ class Search:
 
     def _recipe(self, arm: Arm, trial: optuna.Trial) -> Recipe:
         values = {
-            field: _readable(field, _suggest(trial, f"{arm.candidate}: {field}", values))
+            field: _readable(field, _suggest(trial, f"{arm.candidate}: {field}", values), values)
             for field, values in arm.space.items()
         }
         return arm.default.changed(values)
@@ -131,7 +142,7 @@ class Search:
             inside = (
                 value in distribution.choices
                 if isinstance(distribution, CategoricalDistribution)
-                else distribution.low <= value <= distribution.high
+                else value is not None and distribution.low <= value <= distribution.high
             )
             if not inside:
                 return
@@ -153,11 +164,25 @@ def _distribution(values: Range) -> CategoricalDistribution | FloatDistribution:
     return FloatDistribution(low, high, log=isinstance(values, Log))
 
 
-def _readable(field: str, value: Any) -> Any:
-    """Round to three digits, which people can read and type again; whole numbers where the field wants one."""
-    if isinstance(value, float):
-        value = round(value) if Recipe.model_fields[field].annotation is int else float(f"{value:.3g}")
-    return value
+def _draw(values: Range, chance: Random) -> Any:
+    if isinstance(values, Choice):
+        return chance.choice(values.choice)
+    if isinstance(values, Uniform):
+        return chance.uniform(*values.uniform)
+    return math.exp(chance.uniform(math.log(values.log[0]), math.log(values.log[1])))
+
+
+def _readable(field: str, value: Any, values: Range) -> Any:
+    """Round to three digits, which people can read and type again, unless that leaves the range; whole where asked."""
+    if not isinstance(value, float):
+        return value
+    if Recipe.model_fields[field].annotation is int:
+        return round(value)
+    rounded = float(f"{value:.3g}")
+    if isinstance(values, Choice):
+        return value
+    low, high = values.log if isinstance(values, Log) else values.uniform
+    return rounded if low <= rounded <= high else value
 
 
 def _sampler(algorithm: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmray.data.encode import processor_key
+from pmray.data.encode import PROCESSOR_FILES, processor_key
 from pmray.errors import CandidateUnavailable
 from pmray.spec import Candidate
 from pmray.tasks.base import Task
@@ -23,6 +23,10 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
 """Layer number in a weight's name, in all families of the Hub that pmray was tried on."""
+
+
+HEADS = ("lm_head.", "cls.", "classifier.", "score.", "qa_outputs.")
+"""Weights of the job a model was trained for; a new head takes their place."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def locate(candidate: Candidate) -> Pretrained:
         if not layers or candidate.layers > layers:
             raise CandidateUnavailable(f"{candidate.model}: `layers: {candidate.layers}`, but the model has {layers}")
         layers = candidate.layers
-    kept = {name: size for name, size in shapes.items() if _layer(name) < layers or not layers}
+    body = {name: size for name, size in shapes.items() if not name.startswith(HEADS)}
+    kept = {name: size for name, size in body.items() if _layer(name) < layers or not layers}
     return Pretrained(
         candidate=candidate,
         folder=str(folder),
@@ -85,6 +90,11 @@ def check_processor(task: Task, pretrained: Pretrained) -> None:
     Raises:
         CandidateUnavailable: The tokenizer cannot be opened, or has nothing to pad with.
     """
+    # transformers makes an empty tokenizer where there are no files.
+    if not any(file.name.startswith(PROCESSOR_FILES) for file in Path(pretrained.folder).iterdir()):
+        raise CandidateUnavailable(
+            f"{pretrained.candidate.model}: no usable tokenizer (no files in {pretrained.folder})"
+        )
     try:
         processor = task.processor(pretrained.folder)
     except Exception as error:  # noqa: BLE001  (tokenizers raises bare Exception for a damaged file)
@@ -189,7 +199,10 @@ def _folder(model: str) -> tuple[Path, str | None]:
 
     if model.startswith("package:"):
         package, _, inside = model.removeprefix("package:").partition("/")
-        found = find_spec(package)
+        try:
+            found = find_spec(package)
+        except (ModuleNotFoundError, ValueError):
+            found = None
         if found is None or not found.submodule_search_locations:
             raise CandidateUnavailable(f"{model}: no installed package {package!r}; install it first")
         folder = Path(next(iter(found.submodule_search_locations))) / inside
@@ -238,6 +251,8 @@ def _config(candidate: Candidate, folder: Path) -> Any:
 
     try:
         raw = json.loads((folder / "config.json").read_text())
+        if not isinstance(raw, dict):
+            raise ValueError(f"it holds {type(raw).__name__}, not an object")
         if "auto_map" in raw and raw.get("model_type") is None:
             raise CandidateUnavailable(f"{candidate.model}: needs code of its own, which pmray does not run")
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -256,7 +271,10 @@ def _weights(candidate: Candidate, folder: Path) -> dict[str, int]:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        try:
+            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CandidateUnavailable(f"{candidate.model}: {index.name} is damaged ({_one_line(error)})") from None
     if not files:
         pickled = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
         reason = f"only {pickled}, a pickle that could run code when opened" if pickled else f"none in {folder}"

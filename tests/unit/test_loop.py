@@ -63,7 +63,7 @@ def farthest(first, second):
 
 def test_a_fit_learns(setting):
     before = loop.predict(setting.model, TASK, setting.validation).argmax(1) == setting.validation_targets
-    fitted = setting.fit()
+    fitted = setting.fit(RECIPE.changed({"epochs": 10, "batch_size": 8}))
     after = fitted.validation.argmax(1) == setting.validation_targets
     assert before.mean() < 0.7 < 0.85 < after.mean()
     assert fitted.loss < 0.5

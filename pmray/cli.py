@@ -282,7 +282,10 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
         key, equals, value = one.partition("=")
         if not equals:
             raise typer.BadParameter(f"{option} needs KEY=VALUE, but got {one!r}")
-        pairs[key.strip()] = yaml.safe_load(value)
+        try:
+            pairs[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"{option} {one}: the value is not YAML ({error})") from None
     return pairs
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
 from pmray.bundle import Bundle, open_bundle
 from pmray.errors import RegistryError, nearest
@@ -103,7 +104,7 @@ def find(reference: str, uri: str) -> Version:
         shown = ", ".join(f"@{alias} (version {version})" for alias, version in aliases.items()) or "none"
         wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
         raise RegistryError(f"{name} has no {wanted}; aliases: {shown}") from None
-    folder = Path(found.source.removeprefix("file://"))
+    folder = Path(unquote(urlparse(found.source).path))
     if not folder.is_dir():
         raise RegistryError(f"{name} version {found.version} points to {folder}, which is gone; run its sweep again.")
     return Version(name, str(found.version), folder, tuple(found.aliases))
@@ -123,7 +124,7 @@ def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
     version = find(reference, uri)
     open_bundle(version.folder)
     _client(uri).set_registered_model_alias(version.name, alias, version.version)
-    return Version(version.name, version.version, version.folder, (*version.aliases, alias))
+    return Version(version.name, version.version, version.folder, tuple(sorted({*version.aliases, alias})))
 
 
 def _client(uri: str) -> MlflowClient:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -451,7 +452,9 @@ def spec_from(values: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -
     Raises:
         SpecError: Anything in it is wrong.
     """
-    plain = values.model_dump(mode="json", exclude_defaults=True) if isinstance(values, Spec) else dict(values)
+    plain = (
+        values.model_dump(mode="json", exclude_defaults=True) if isinstance(values, Spec) else deepcopy(dict(values))
+    )
     for override in overrides:
         _override(plain, override)
     return _checked(plain, "The spec", {}, list(overrides))

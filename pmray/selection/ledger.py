@@ -84,10 +84,8 @@ class Ledger:
         """Add an outcome; when this returns it is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(asdict(outcome), separators=(",", ":"), default=float) + "\n"
+        self._drop_torn_line()
         with self.path.open("ab") as file:
-            if self._torn():
-                # A crash left half a line: close it off, so that this one starts fresh.
-                file.write(b"\n")
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -97,12 +95,19 @@ class Ledger:
         """Outcomes of a stage that need not be repeated, by key; the latest of each."""
         return {one.key: one for one in self.outcomes if one.stage == stage and one.settled}
 
-    def _torn(self) -> bool:
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return False
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != b"\n"
+    def _drop_torn_line(self) -> None:
+        """A crash left half a line: take it away, or close it off where all but its line break was written."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        _, _, piece = content.rpartition(b"\n")
+        if not piece:
+            return
+        try:
+            json.loads(piece)
+        except ValueError:
+            os.truncate(self.path, len(content) - len(piece))
+        else:
+            with self.path.open("ab") as file:
+                file.write(b"\n")
 
 
 def read_ledger(path: Path) -> list[Outcome]:
@@ -120,10 +125,10 @@ def read_ledger(path: Path) -> list[Outcome]:
             continue
         try:
             outcomes.append(_outcome(json.loads(line)))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             if _is_torn(lines, number):
                 continue
-            raise LedgerError(f"{path}:{number} is not JSON ({error.msg}); restore the file or delete it.") from None
+            raise LedgerError(f"{path}:{number} is not JSON ({error}); restore the file or delete it.") from None
         except (KeyError, TypeError) as error:
             raise LedgerError(
                 f"{path}:{number} is not an outcome ({error}); was it written by a later pmray?"
@@ -137,8 +142,8 @@ def latest(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
 
 
 def _is_torn(lines: list[bytes], number: int) -> bool:
-    """A torn line holds the beginning of a record; ``Ledger.append`` closed it off, or it is the last."""
-    return lines[number - 1].startswith(b'{"key":') and not lines[number - 1].endswith(b"}")
+    """Only what follows the last line break can be torn: ``Ledger`` takes such a piece away before it writes."""
+    return number == len(lines)
 
 
 def _outcome(record: dict[str, Any]) -> Outcome:

@@ -202,8 +202,11 @@ def map_rows(
     results: list[NDArray[np.float32]] = []
     for part in within_budget(positions, rows.lengths, EVALUATION_TOKENS):
         batch = {key: value.to(device) for key, value in task.collate(rows.rows(part), rows.pad).items()}
-        with autocast:
-            result = function(model, batch)
+        try:
+            with autocast:
+                result = function(model, batch)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise OutOfMemory("the model", len(part), int(rows.lengths[part].max()), str(device)) from None
         done.append(part)
         results.append(result.float().cpu().numpy() if isinstance(result, torch.Tensor) else result)
     place = {int(position): index for index, position in enumerate(np.concatenate(done))}

@@ -91,31 +91,12 @@ def test_a_killed_driver_continues_where_it_was(tmp_path):
     assert {line["name"] for line in verdict["lines"]} >= {"bert", "llama", "majority class"}
 
 
-def test_a_killed_trial_worker_costs_one_trial_at_most(tmp_path):
-    spec = write_spec(tmp_path)
-    driver = start(spec, "--json")
-
-    def trial_worker():
-        return [
-            child for child in family(driver) if "ray::" in " ".join(child.cmdline()) and "_trial" in child.cmdline()[0]
-        ]
-
-    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
-    wait_for(trial_worker)[0].kill()
-    out, err = driver.communicate(timeout=300)
-    assert driver.returncode == 0, err
-    assert json.loads(out)["winner"] in {"bert", "llama"}
-    assert max(finished(tmp_path, "sweep").values()) == 1
-    assert sum(finished(tmp_path, "sweep").values()) >= 5
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path, how):
+def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     spec = write_spec(tmp_path)
     driver = start(spec)
     wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
     children = family(driver)
-    driver.send_signal(how)
+    driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert "Traceback" not in err

@@ -1,0 +1,148 @@
+"""The command line: one message and a code, never a traceback; JSON where a machine may read."""
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+
+from pmray.cli import app, main
+from pmray.errors import NoVerdict
+from pmray.spec import load_spec
+from tests.tiny import tiny_bundle
+
+SPEC = {"task": "text-classification", "data": {"train": "train.csv"}, "candidates": ["a/bert"]}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process; gives (exit code, standard output, standard error)."""
+    import signal
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pmray", *map(str, arguments)])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    return path
+
+
+def test_init_prints_a_spec_that_can_be_loaded(run, tmp_path):
+    code, out, _ = run("init", "text-classification")
+    assert code == 0
+    (tmp_path / "mine.yaml").write_text(out)
+    spec = load_spec(tmp_path / "mine.yaml")
+    assert (spec.name, len(spec.candidates)) == ("mine", 3)
+
+
+def test_init_of_an_unknown_task_proposes_the_nearest(run):
+    code, out, err = run("init", "text-clasification")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: Unknown task 'text-clasification'. Did you mean 'text-classification'?")
+
+
+@pytest.mark.parametrize("verb", ["sweep"])
+def test_a_bad_spec_is_one_message_and_starts_nothing(spec, verb, tmp_path):
+    spec.write_text("task: text-clasification\nserach: {}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pmray", verb, spec], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {spec} cannot be used (4 mistakes); nothing was started.\n")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.yaml"]
+
+
+@pytest.fixture
+def workflow(monkeypatch):
+    """Stands for ``pmray.workflow``, which needs Ray."""
+    module = types.ModuleType("pmray.workflow")
+    monkeypatch.setitem(sys.modules, "pmray.workflow", module)
+    return module
+
+
+def test_a_run_without_a_verdict_exits_with_3(run, spec, workflow):
+    def sweep(spec, **_):
+        raise NoVerdict("no candidate finished")
+
+    workflow.sweep = sweep
+    assert run("sweep", spec) == (3, "", "error: no candidate finished\n")
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(run, spec, workflow):
+    def sweep(spec, **_):
+        raise KeyboardInterrupt
+
+    workflow.sweep = sweep
+    code, out, err = run("sweep", spec)
+    assert (code, out) == (130, "")
+    assert "the same command continues" in err
+
+
+def test_options_reach_the_workflow(run, spec, workflow):
+    asked = []
+    workflow.sweep = lambda spec, **options: (
+        asked.append((spec.search.trials, spec.candidates[0].layers, options)) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        app(
+            ["sweep", str(spec), "--set", "search.trials=4", "--set", "candidates.0={model: a/b, layers: 2}", "--fresh"]
+        )
+    assert asked == [(4, 2, {"address": None, "fresh": True, "strict": False})]
+
+
+def test_recipes_are_read_as_yaml(run, spec, workflow, tmp_path):
+    asked, bundle = [], tiny_bundle(tmp_path / "bundle")
+    settings = json.loads((bundle / "pmray.json").read_text())
+    (bundle / "pmray.json").write_text(json.dumps({**settings, "validation_score": 0.5}))
+    workflow.fit = lambda spec, candidate, **options: asked.append((candidate, options)) or bundle
+    code, out, _ = run("fit", spec, "--candidate", "bert", "--recipe", "lr=0.001", "--recipe", "dropout=null", "--json")
+    assert (code, json.loads(out)["validation_score"]) == (0, 0.5)
+    assert asked == [("bert", {"recipe": {"lr": 0.001, "dropout": None}, "seed": 0, "address": None})]
+
+
+def test_rank_as_json_can_be_parsed(run, spec, workflow):
+    from pmray.selection.proxies import Ranked
+
+    workflow.rank = lambda spec, **_: [Ranked("bert", "bert", 10, {"LogME": 0.5}, 1.0, True, "kept")]
+    code, out, _ = run("rank", spec, "--json")
+    assert (code, json.loads(out)[0]["proxies"]) == (0, {"LogME": 0.5})
+
+
+def test_runs_as_json_are_a_list(run, tmp_path):
+    code, out, _ = run("runs", "--storage", tmp_path, "--json")
+    assert (code, json.loads(out)) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-verb"],
+        ["sweep"],
+        ["compare", "one", "data.csv"],
+        ["fit", "x.yaml", "--candidate", "a", "--recipe", "lr"],
+    ],
+)
+def test_wrong_usage_exits_with_2(run, spec, workflow, arguments):
+    workflow.fit = None
+    code, out, err = run(*(str(spec) if one == "x.yaml" else one for one in arguments))
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+def test_a_recipe_that_is_not_yaml_is_wrong_usage(run, spec, workflow):
+    workflow.fit = None
+    code, _, err = run("fit", spec, "--candidate", "a", "--recipe", "lr={")
+    assert code in (1, 2)
+    assert "lr={" in err

@@ -65,13 +65,14 @@ def init(task: Annotated[str, typer.Argument(help="Such as text-classification."
 @app.command()
 def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_json: AsJson = False) -> None:
     """Print what a spec will run, how long that may take and how much disk it needs; run nothing."""
+    checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
     from pmray.planning import plan as make_plan
     from pmray.report.console import people
     from pmray.report.plan import plan_table
 
-    made = make_plan(_spec(spec, set_), address=address)
+    made = make_plan(checked, address=address)
     _print(asdict(made), as_json, lambda: people().print(plan_table(made)))
 
 
@@ -80,11 +81,12 @@ def rank(
     spec: SpecFile, set_: Overrides = None, address: Address = None, strict: Strict = False, as_json: AsJson = False
 ) -> None:
     """Order the candidates without fine-tuning them."""
+    checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
     from pmray.workflow import rank as rank_candidates
 
-    ranked = rank_candidates(_spec(spec, set_), address=address, strict=strict)
+    ranked = rank_candidates(checked, address=address, strict=strict)
     _print([asdict(one) for one in ranked], as_json)
 
 
@@ -98,9 +100,10 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
+    checked = _spec(spec, set_)  # before the imports, which take seconds
     from pmray.workflow import sweep as run_sweep
 
-    swept = run_sweep(_spec(spec, set_), address=address, fresh=fresh, strict=strict)
+    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict)
     result = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), **swept.verdict.to_json()}
     _print(result, as_json)
 

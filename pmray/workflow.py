@@ -125,7 +125,7 @@ def sweep(
             chosen = _finalists(prepared, run)
             works = _refit(prepared, run, chosen, cluster, console)
             verdict = _decide(prepared, run, works, console)
-            winner = _best_fit(works[verdict.winner], run)
+            winner = _best_fit(works[verdict.winner])
             if not _has_weights(run, winner):
                 # The run had been decided for another winner, and this one's weights deleted.
                 works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
@@ -507,7 +507,7 @@ def _test_outcomes(run: Run, outcome: Outcome, labels: pa.Table) -> Outcomes:
     return task.outcome(scores, task.targets(labels))
 
 
-def _best_fit(outcomes: Sequence[Outcome], run: Run) -> Outcome:
+def _best_fit(outcomes: Sequence[Outcome]) -> Outcome:
     """The seed that is exported: the best on validation rows, so that the test rows stay untouched by this choice."""
     return max(outcomes, key=lambda one: (one.score, -one.seed))
 

@@ -22,7 +22,8 @@ from pmray.selection.ledger import Outcome, Stage, outcome_of
 from pmray.selection.proxies import Ranked, linear_probe, logme, thin
 from pmray.selection.search import Search
 from pmray.selection.verdict import Contender, Verdict, decide
-from pmray.spec import Recipe, Spec, load_spec
+from pmray.spec import Recipe, Spec
+from pmray.spec_file import load_spec
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import BASELINES, fit_baseline
 from pmray.training import trial

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pmray.planning import Plan, plan
     from pmray.registry import promote
     from pmray.serving.app import Deployed, deploy
-    from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec, load_spec, spec_from
+    from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec
+    from pmray.spec_file import load_spec, spec_from
     from pmray.workflow import Swept, fit, rank, sweep
 
 _HOME = {
@@ -44,13 +45,8 @@ _HOME = {
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
-    **dict.fromkeys(
-        (
-            *("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"),
-            *("load_spec", "spec_from"),
-        ),
-        "spec",
-    ),
+    **dict.fromkeys(("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"), "spec"),
+    **dict.fromkeys(("load_spec", "spec_from"), "spec_file"),
     **dict.fromkeys(("Swept", "fit", "rank", "sweep"), "workflow"),
 }
 

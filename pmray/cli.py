@@ -52,6 +52,8 @@ Columns = Annotated[
 ]
 
 DEFAULT_STORAGE = "runs"
+INTERRUPTED = 130
+"""What typer ends with after Ctrl-C; shells write 128 + the signal's number."""
 
 
 @app.command()
@@ -122,10 +124,13 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune one candidate and export it; the test rows stay sealed."""
+    changes = _pairs(recipe, "--recipe")
+    checked = _spec(spec, set_)  # before the imports, which take seconds
+    checked.candidate(candidate)
     from pmray.bundle import open_bundle
     from pmray.workflow import fit as fit_candidate
 
-    folder = fit_candidate(_spec(spec, set_), candidate, recipe=_pairs(recipe, "--recipe"), seed=seed, address=address)
+    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address)
     settings = dict(open_bundle(folder).settings)
     shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
     _print({**shown, "settings": settings}, as_json, lambda: _say(shown))
@@ -259,9 +264,10 @@ def main() -> NoReturn:
     except PmrayError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(3 if isinstance(error, NoVerdict) else 1)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was finished is in the run folder, and the same command continues\n")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            sys.stderr.write("interrupted; what was finished is in the run folder, and the same command continues\n")
+        raise
     sys.exit(0)
 
 
@@ -271,7 +277,7 @@ def _terminated(*_: object) -> NoReturn:
 
 
 def _spec(path: Path, overrides: list[str] | None) -> Spec:
-    from pmray.spec import load_spec
+    from pmray.spec_file import load_spec
 
     return load_spec(path, overrides or ())
 

@@ -109,10 +109,19 @@ class NoVerdict(PmrayError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name closest in spelling, or None when nothing is close.
+    """Return the known name closest in spelling, else one that begins with it, or None when nothing is close.
 
     >>> nearest("lerning_rate", ["learning_rate", "epochs"])
     'learning_rate'
+    >>> nearest("f1", ["accuracy", "f1_macro"])
+    'f1_macro'
     """
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return found[0] if found else None
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return next(iter(close or [one for one in known if name and one.startswith(name)]), None)
+
+
+def first_problems(problems: Sequence[str], count: int = 10) -> list[str]:
+    """Return the first of many problems, and how many more there are."""
+    more = len(problems) - count
+    return [*problems[:count], f"… and {more} more"] if more > 0 else list(problems)

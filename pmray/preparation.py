@@ -108,7 +108,7 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False, encode: bool 
         NoVerdict: No candidate at all can be had.
     """
     kind = plugins.task_class(spec.task)
-    cache = spec.folder.parent / "cache"
+    cache = spec.cache
     with console.status("reading and checking data"):
         dataset, from_cache = cached_data(spec.data, kind.columns, cache)
         task: Task = kind.from_data(spec.data, dataset.train)

@@ -109,22 +109,25 @@ def environment() -> dict[str, Any]:
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
-    """One line a run folder: name, state, winner and score, trials, last change; the newest first."""
+    """One line a run folder: name, state (decided, unfinished, damaged), winner, trials, change; the newest first."""
     lines = []
     for folder in storage.iterdir() if storage.is_dir() else ():
         if not (folder / LEDGER).is_file():
             continue
-        outcomes = read_ledger(folder / LEDGER)
-        verdict = json.loads((folder / VERDICT).read_text()) if (folder / VERDICT).is_file() else None
-        winner = (
-            next((line for line in verdict["lines"] if line["name"] == verdict["winner"]), None) if verdict else None
-        )
+        try:
+            outcomes = read_ledger(folder / LEDGER)
+            verdict = json.loads((folder / VERDICT).read_text()) if (folder / VERDICT).is_file() else {}
+            state = "decided" if verdict else "unfinished"
+        except (LedgerError, ValueError):
+            # The others are still worth a list; opening this one says what is wrong with it.
+            outcomes, verdict, state = [], {}, "damaged"
+        winner = next((line for line in verdict.get("lines", ()) if line["name"] == verdict["winner"]), None)
         lines.append(
             {
                 "name": folder.name,
-                "state": "decided" if verdict else "unfinished",
-                "winner": verdict["winner"] if verdict else None,
-                "metric": verdict["metric"] if verdict else None,
+                "state": state,
+                "winner": verdict.get("winner"),
+                "metric": verdict.get("metric"),
                 "score": winner["score"]["value"] if winner else None,
                 "trials": sum(one.stage == "sweep" and one.status in ("done", "stopped") for one in outcomes),
                 "failed": sum(one.status in ("failed", "infeasible", "unavailable") for one in outcomes),

@@ -1,23 +1,37 @@
-"""The one configuration object: what to try, on what, and how to decide.
+"""The one configuration object: what to try, on what, and how to decide; ``pmray.spec_file`` reads it from YAML.
 
-A spec is a YAML file or a ``Spec`` object; both are checked by the same code, and every mistake is
-reported at once, before anything starts.
+All its mistakes are reported at once, before anything starts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pmray import plugins
-from pmray.errors import SpecError, UnknownName, nearest
+from pmray.errors import UnknownName
+
+CACHE = "cache"
+"""Folder of loaded and encoded data, beside the run folders."""
 
 
 class Section(BaseModel):
@@ -55,17 +69,50 @@ class HubSource(Section):
     hub: HubDataset
 
 
-Source = str | list[str] | HubSource
+BRANCH = "<"
+"""Begins the tags of unions, which are no keys that a user wrote."""
+
+
+def _one_of(expected: str, choose: Callable[[Any], str | None]) -> Discriminator:
+    """Pick one branch of a union by the value's kind, so that a mistake in it is told once."""
+    return Discriminator(choose, custom_error_type="kind", custom_error_message=f"must be {expected}")
+
+
+def _source_kind(value: object) -> str | None:
+    if isinstance(value, str):
+        return "<path>"
+    if isinstance(value, list | tuple):
+        return "<paths>"
+    return "<hub>" if isinstance(value, HubSource | Mapping) else None
+
+
+Source = Annotated[
+    Annotated[str, Tag("<path>")] | Annotated[list[str], Tag("<paths>")] | Annotated[HubSource, Tag("<hub>")],
+    _one_of("a path, a list of paths, or {hub: {path: ...}}", _source_kind),
+]
 """File, glob, folder, fsspec URL (``s3://…``), ``hub:path``, a list of these, or ``{hub: {…}}``."""
 
 
-def _fraction_or_source(value: object) -> object:
-    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < 1:
-        raise ValueError(f"a fraction must lie between 0 and 1, but got {value}; or give a path")
+def _split_kind(value: object) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "<fraction>"
+    return _source_kind(value)
+
+
+def _between(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"a fraction must lie between 0 and 1, but got {value:g}; or give a path")
     return value
 
 
-Split = Annotated[float | Source, BeforeValidator(_fraction_or_source)]
+Split = Annotated[
+    Annotated[Annotated[float, AfterValidator(_between)], Tag("<fraction>")]
+    | Annotated[str, Tag("<path>")]
+    | Annotated[list[str], Tag("<paths>")]
+    | Annotated[HubSource, Tag("<hub>")],
+    _one_of("a fraction of train, a path, a list of paths, or {hub: {path: ...}}", _split_kind),
+]
+"""A source, or the fraction of train to split off."""
 
 
 class Data(Section):
@@ -167,18 +214,16 @@ class Choice(Section):
     choice: list[float | int | str | bool | None] = Field(min_length=1)
 
 
+def _range_kind(value: object) -> str | None:
+    key = next(iter(value)) if isinstance(value, Mapping) and len(value) == 1 else type(value).__name__.lower()
+    return f"<{key}>" if key in ("log", "uniform", "choice") else None
+
+
 Range = Log | Uniform | Choice
-RECIPE_FIELDS = tuple(Recipe.model_fields)
-
-
-def _range_kind(value: object) -> object:
-    """Say which key was meant, instead of three union errors."""
-    if isinstance(value, Section):
-        return value
-    kinds: dict[str, type[Section]] = {"log": Log, "uniform": Uniform, "choice": Choice}
-    if isinstance(value, Mapping) and len(value) == 1 and (kind := kinds.get(str(next(iter(value))))):
-        return kind.model_validate(value)
-    raise ValueError(f"expected {{log: [low, high]}}, {{uniform: [low, high]}} or {{choice: [...]}}, but got {value!r}")
+AnyRange = Annotated[
+    Annotated[Log, Tag("<log>")] | Annotated[Uniform, Tag("<uniform>")] | Annotated[Choice, Tag("<choice>")],
+    _one_of("{log: [low, high]}, {uniform: [low, high]} or {choice: [...]}", _range_kind),
+]
 
 
 class Resources(Section):
@@ -201,7 +246,7 @@ class Candidate(Section):
     """Keep only the first K layers: a cheaper candidate out of the same weights."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Values that differ from the task's default recipe for this model's family."""
-    space: dict[str, Annotated[Range, BeforeValidator(_range_kind)]] = Field(default_factory=dict)
+    space: dict[str, AnyRange] = Field(default_factory=dict)
     """Hyper-parameters to search; by default the task's space for this model's family."""
     resources: Resources | None = None
     """Overrides the spec's ``resources``."""
@@ -218,28 +263,39 @@ class Candidate(Section):
     @field_validator("recipe")
     @classmethod
     def _recipe_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _check_fields(value)
-        Recipe(**value)
+        Recipe.model_validate(value)
         return value
 
     @field_validator("space")
     @classmethod
     def _space_fields(cls, value: dict[str, Range]) -> dict[str, Range]:
-        _check_fields(value)
+        mistakes: list[InitErrorDetails] = []
         for field, values in value.items():
             for extreme in _extremes(values):
-                Recipe(**{field: extreme})
+                try:
+                    Recipe.model_validate({field: extreme})
+                except ValidationError as error:
+                    mistakes += _details(error)
+        _raise_all(mistakes)
         return value
 
 
-def _check_fields(value: Mapping[str, object]) -> None:
-    for field in value:
-        if field == "seed":
-            raise ValueError("the seed is not a hyper-parameter; `search.seeds` repeats the finalists")
-        if field not in RECIPE_FIELDS:
-            hint = nearest(field, RECIPE_FIELDS)
-            did_you_mean = f"did you mean `{hint}`?" if hint else f"known: {', '.join(RECIPE_FIELDS)}"
-            raise ValueError(f"no hyper-parameter `{field}`; {did_you_mean}")
+def _details(error: ValidationError) -> list[InitErrorDetails]:
+    """Mistakes in the form in which they can be raised again, together with others."""
+    return [
+        InitErrorDetails(
+            type=PydanticCustomError(one["type"], "{text}", {**one.get("ctx", {}), "text": one["msg"]}),
+            loc=one["loc"],
+            input=one["input"],
+        )
+        for one in error.errors(include_url=False)
+    ]
+
+
+def _raise_all(mistakes: Sequence[InitErrorDetails]) -> None:
+    """Raise mistakes that were found one by one as pydantic raises its own, each with its place."""
+    if mistakes:
+        raise ValidationError.from_exception_data("spec", list(mistakes))
 
 
 def _extremes(values: Range) -> Sequence[object]:
@@ -305,12 +361,21 @@ class Decide(Section):
     """Bootstrap draws."""
 
 
+def _replicas_kind(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "<count>"
+    return "<range>" if isinstance(value, list | tuple) else None
+
+
 class Serve(Section):
     """The endpoint."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    replicas: int | tuple[int, int] = 1
+    replicas: Annotated[
+        Annotated[int, Tag("<count>")] | Annotated[tuple[int, int], Tag("<range>")],
+        _one_of("a number or [min, max]", _replicas_kind),
+    ] = 1
     """Fixed, or [min, max] for autoscaling."""
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
@@ -354,6 +419,8 @@ class Spec(Section):
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError(f"use letters, digits, '.', '_' and '-' only, but got {value!r}")
+        if value == CACHE:
+            raise ValueError(f"{value!r} is the folder of encoded data in `storage`; use another name")
         return value
 
     @field_validator("storage")
@@ -380,15 +447,43 @@ class Spec(Section):
         plugins.task_class(value)
         return value
 
-    @model_validator(mode="after")
-    def _known_score(self) -> Spec:
-        plugins.task_class(self.task).check_spec(self.score, self.data.columns)
-        return self
+    @field_validator("data", mode="wrap")
+    @classmethod
+    def _known_roles(cls, value: Any, check: Callable[[Any], Data], info: ValidationInfo) -> Data:
+        mistakes, data = [], None
+        try:
+            data = check(value)
+        except ValidationError as error:
+            mistakes = _details(error)
+        given = value.get("columns") if isinstance(value, Mapping) else getattr(value, "columns", None)
+        if "task" in info.data and isinstance(given, Mapping):
+            known = plugins.task_class(info.data["task"]).columns
+            for role in given:
+                if role not in known:
+                    unknown = UnknownName("column role", role, known)
+                    kind = PydanticCustomError("value_error", "{error}", {"error": unknown})
+                    mistakes.append(InitErrorDetails(type=kind, loc=("columns", role), input=given[role]))
+        _raise_all(mistakes)
+        return cast(Data, data)
+
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and "task" in info.data:
+            known = plugins.task_class(info.data["task"]).scores()
+            if value not in known:
+                raise UnknownName("score", value, known)
+        return value
 
     @property
     def folder(self) -> Path:
         """The run folder, ``storage/name``."""
         return Path(self.storage).expanduser().absolute() / self.name
+
+    @property
+    def cache(self) -> Path:
+        """The folder of loaded and encoded data, shared by all runs of a storage."""
+        return self.folder.parent / CACHE
 
     @property
     def registry_uri(self) -> str:
@@ -413,198 +508,6 @@ class Spec(Section):
     def to_yaml(self) -> str:
         """Write the spec as YAML that ``load_spec`` reads back to an equal object."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
-
-
-def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
-    """Read and check a spec file.
-
-    Args:
-        path: YAML file.
-        overrides: ``key.path=value`` strings that replace values of the file, such as ``search.trials=4`` or
-            ``candidates.0.layers=3``; values are read as YAML.
-
-    Raises:
-        SpecError: The file cannot be read, or anything in it is wrong; the message lists every mistake with its line.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "`pmray init text-classification` prints a starter"
-        raise SpecError(f"{path} cannot be read ({error}); {hint}.") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise SpecError(f"{path} must hold `key: value` lines, but holds {type(values).__name__}.")
-    if twice := list(_repeated_keys(node)):
-        raise SpecError(_listing(str(path), [f"line {line}: `{key}` is given twice; keep one" for key, line in twice]))
-    for override in overrides:
-        _override(values, override)
-    values.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-._") or "run")
-    return _checked(values, str(path), _lines(node), list(overrides))
-
-
-def spec_from(values: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:
-    """Check a spec given as a dictionary, with the same messages as for a file.
-
-    Raises:
-        SpecError: Anything in it is wrong.
-    """
-    plain = (
-        values.model_dump(mode="json", exclude_defaults=True) if isinstance(values, Spec) else deepcopy(dict(values))
-    )
-    for override in overrides:
-        _override(plain, override)
-    return _checked(plain, "The spec", {}, list(overrides))
-
-
-KeyPath = tuple[str | int, ...]
-
-
-def _checked(values: dict[str, Any], origin: str, lines: Mapping[KeyPath, int], overrides: list[str]) -> Spec:
-    try:
-        return Spec.model_validate(values)
-    except ValidationError as error:
-        mistakes = [_mistake(detail, lines, overrides) for detail in error.errors()]
-    raise SpecError(_listing(origin, list(dict.fromkeys(mistakes))))
-
-
-def _listing(origin: str, mistakes: Sequence[str]) -> str:
-    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    head = f"{origin} cannot be used ({count}); nothing was started."
-    return "\n".join([head, *(f"  {mistake}" for mistake in mistakes)])
-
-
-_WORDING = {
-    "missing": "is required",
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "bool_parsing": "must be true or false",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "dict_type": "must be `key: value` lines",
-    "model_type": "must be `key: value` lines",
-}
-
-
-def _mistake(detail: Any, lines: Mapping[KeyPath, int], overrides: Sequence[str]) -> str:
-    path = tuple(part for part in detail["loc"] if not (isinstance(part, str) and _is_union_branch(part)))
-    shown = ".".join(str(part) for part in path) or "spec"
-    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-    from_override = any(shown.startswith(override.split("=")[0].strip()) for override in overrides)
-    place = "--set: " if from_override else f"line {line}: " if line else ""
-    if detail["type"] == "extra_forbidden":
-        text = _unknown_key(path)
-    elif detail["type"] == "value_error":
-        text = str(detail["ctx"]["error"])
-    elif detail["type"] == "literal_error":
-        hint = nearest(str(detail["input"]), re.findall(r"'([^']+)'", detail["ctx"]["expected"]))
-        did_you_mean = f"; did you mean {hint!r}?" if hint else ""
-        text = f"must be {detail['ctx']['expected']}, but got {_short(detail['input'])}{did_you_mean}"
-    else:
-        text = _WORDING.get(detail["type"], detail["msg"][0].lower() + detail["msg"][1:])
-        if detail["type"] != "missing":
-            text += f", but got {_short(detail['input'])}"
-    return f"{place}{shown}: {text}"
-
-
-def _unknown_key(path: KeyPath) -> str:
-    known, key = _keys_at(path[:-1]), str(path[-1])
-    if key in RECIPE_FIELDS and "recipe" in known:
-        return f"no such key; a fixed value goes under `recipe: {{{key}: ...}}`, values to search under `space`"
-    hint = nearest(key, known)
-    return f"no such key; did you mean `{hint}`?" if hint else f"no such key; known: {', '.join(known)}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_union_branch(part: str) -> bool:
-    return part in {"str", "float", "int", "HubSource", "Log", "Uniform", "Choice"} or part.startswith(
-        ("list[", "tuple[", "function-", "constrained-", "union[")
-    )
-
-
-def _keys_at(path: Sequence[str | int]) -> list[str]:
-    """The keys that a section at this path accepts, found from the models' own annotations."""
-    section: Any = Spec
-    for part in path:
-        if section and part in section.model_fields:
-            section = _section_of(section.model_fields[str(part)].annotation)
-    return list(section.model_fields) if section else []
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and not get_origin(annotation):
-        return annotation if issubclass(annotation, Section) else None
-    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise SpecError(f"--set needs key=value, such as search.trials=4, but got {override!r}.")
-    parts = key.strip().split(".")
-    target: Any = values
-    for position, part in enumerate(parts[:-1]):
-        if isinstance(target, list):
-            target = target[_position(target, part, override)]
-        elif isinstance(target, dict):
-            if not isinstance(target.get(part), dict | list):
-                target[part] = {}
-            target = target[part]
-        if isinstance(target, str):
-            where = ".".join(parts[: position + 1])
-            raise SpecError(f"--set {override}: `{where}` is text, it has no `{parts[position + 1]}`.")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}: the value is not YAML: {error}") from None
-    if isinstance(target, list):
-        target[_position(target, parts[-1], override)] = parsed
-    else:
-        target[parts[-1]] = parsed
-
-
-def _position(target: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
-        raise SpecError(f"--set {override}: {part!r} is not a position between 0 and {len(target) - 1}.")
-    return int(part)
-
-
-def _lines(node: yaml.Node | None, path: KeyPath = ()) -> dict[KeyPath, int]:
-    """Line number of every key, by its path."""
-    found: dict[KeyPath, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            found[(*path, key.value)] = key.start_mark.line + 1
-            found |= _lines(value, (*path, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            found[(*path, index)] = value.start_mark.line + 1
-            found |= _lines(value, (*path, index))
-    return found
-
-
-def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
-    """YAML keeps the last of two equal keys silently; that loses what the user wrote first."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key.value, key.start_mark.line + 1
-            seen.add(key.value)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _repeated_keys(value)
 
 
 def digest(value: str | bytes) -> str:

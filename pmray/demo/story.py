@@ -17,7 +17,8 @@ from pmray.evaluation import Evaluation, evaluate
 from pmray.report.console import people
 from pmray.selection.verdict import show
 from pmray.serving.app import deploy
-from pmray.spec import Serve, Spec, spec_from
+from pmray.spec import Serve, Spec
+from pmray.spec_file import spec_from
 from pmray.workflow import sweep
 
 DATA = Path(__file__).parent / "data"

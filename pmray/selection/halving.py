@@ -70,7 +70,8 @@ def halve(trial: str, standings: Sequence[Standing], *, reduction: float, first_
 def finalists(outcomes: Iterable[Outcome], count: int) -> list[Outcome]:
     """The best recipe of each of the best candidates, best first.
 
-    A trial that went to its end comes before one that was stopped: scores are compared at equal examples seen.
+    A trial that went to its end comes before one that was stopped: scores are compared at equal examples seen. Of equal
+    scores the lower key comes first, so that the order in which trials ended decides nothing.
 
     Args:
         outcomes: Of the sweep; those without a score are passed over.
@@ -79,7 +80,7 @@ def finalists(outcomes: Iterable[Outcome], count: int) -> list[Outcome]:
     scored = [one for one in outcomes if one.score is not None and one.status in ("done", "stopped")]
     # Scores of stopped trials are compared at the rung they reached, the furthest first.
     ranked = sorted(
-        scored,
+        sorted(scored, key=lambda one: one.key),
         key=lambda one: (one.status == "done", one.examples if one.status == "stopped" else 0, one.score),
         reverse=True,
     )

@@ -39,8 +39,8 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def check_spec(cls, score: str | None, columns: Mapping[str, str]) -> None:
-        """Raise ``SpecError`` for a score or a column role that the task does not have."""
+    def scores(cls) -> frozenset[str]:
+        """Names of all metrics that a spec may ask for, whatever the labels turn out to be."""
         ...
 
     @classmethod

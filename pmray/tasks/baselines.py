@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pmray.tasks.base import Task
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 Kind = Literal["majority", "tfidf"]
 
@@ -30,7 +33,8 @@ def fit_baseline(
 
     Args:
         kind: ``majority`` says the label shares of train for every row; ``tfidf`` is a logistic regression on TF-IDF of
-            words and word pairs, its regularisation chosen on validation.
+            words and word pairs (of characters, where texts hold no words of two letters), its regularisation chosen on
+            validation.
         task: Gives targets and score.
         train: Labelled rows.
         validation: Labelled rows.
@@ -45,13 +49,12 @@ def fit_baseline(
         return np.tile(shares, (len(validation), 1)), [np.tile(shares, (len(table), 1)) for table in others]
 
     from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
     fields = [field for field in ("text", "text_pair") if field in train.column_names]
-    vectorizers = {field: TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True) for field in fields}
-    inputs = hstack([vectorizers[field].fit_transform(train[field].to_pylist()) for field in fields]).tocsr()
+    vectorizers = {field: _vectorizer(train[field].to_pylist()) for field in fields}
+    inputs = hstack([vectorizers[field].transform(train[field].to_pylist()) for field in fields]).tocsr()
     seen = targets.any(0) & ~targets.all(0) if targets.ndim == 2 else np.unique(targets)
 
     def scores(model: Any, table: pa.Table) -> NDArray[Any]:
@@ -75,3 +78,13 @@ def fit_baseline(
             best = value, model, said
     assert best is not None
     return best[2], [scores(best[1], table) for table in others]
+
+
+def _vectorizer(texts: Sequence[str]) -> TfidfVectorizer:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(texts)
+    except ValueError:
+        # Its words have at least two letters; signs, digits and some scripts have none.
+        return TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True).fit(texts)

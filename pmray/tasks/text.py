@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pmray.errors import DataError, SpecError, UnknownName
+from pmray.errors import DataError, SpecError
 from pmray.scoring import metrics
 from pmray.scoring.metrics import Metric
 from pmray.spec import Choice, Data, Log, Range, Recipe
@@ -44,14 +44,9 @@ class TextClassification:
     columns: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": True, "group": False}
 
     @classmethod
-    def check_spec(cls, score: str | None, columns: Mapping[str, str]) -> None:
-        """Raise ``SpecError`` for a score or a column role that the task does not have."""
-        for role in columns:
-            if role not in cls.columns:
-                raise UnknownName("column role", role, cls.columns)
-        known = {*metrics.SINGLE_LABEL, *metrics.BINARY, *metrics.MULTI_LABEL}
-        if score is not None and score not in known:
-            raise UnknownName("score", score, known)
+    def scores(cls) -> frozenset[str]:
+        """Names of all metrics that a spec may ask for, whatever the labels turn out to be."""
+        return frozenset({*metrics.SINGLE_LABEL, *metrics.BINARY, *metrics.MULTI_LABEL})
 
     @classmethod
     def from_data(cls, data: Data, train: pa.Table) -> Self:

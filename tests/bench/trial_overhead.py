@@ -20,7 +20,8 @@ from pmray.distributed.cluster import connected
 from pmray.distributed.tune import run_trials
 from pmray.preparation import prepare
 from pmray.selection.search import Search
-from pmray.spec import Spec, spec_from
+from pmray.spec import Spec
+from pmray.spec_file import spec_from
 
 TRIALS = 8
 LIMIT = 0.5

@@ -10,7 +10,7 @@ import yaml
 
 from pmray.cli import app, main
 from pmray.errors import NoVerdict
-from pmray.spec import load_spec
+from pmray.spec_file import load_spec
 from tests.tiny import tiny_bundle
 
 SPEC = {"task": "text-classification", "data": {"train": "train.csv"}, "candidates": ["a/bert"]}

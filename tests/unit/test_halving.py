@@ -66,6 +66,12 @@ def test_a_trial_that_went_to_its_end_comes_before_one_that_was_stopped():
     assert [one.candidate for one in found] == ["a", "b", "c"]
 
 
+def test_the_order_in_which_trials_ended_decides_nothing():
+    equals = [outcome("a", 0.9, key="2"), outcome("b", 0.9, key="1"), outcome("a", 0.9, key="3")]
+    for order in (equals, equals[::-1]):
+        assert [(one.candidate, one.key) for one in finalists(order, 2)] == [("b", "1"), ("a", "2")]
+
+
 def test_trials_without_a_score_or_that_broke_are_passed_over():
     broke = [outcome("a", 0.99, "failed"), outcome("b", None, "unavailable"), outcome("c", 0.99, "infeasible")]
     assert [one.candidate for one in finalists([*broke, outcome("d", 0.1)], 3)] == ["d"]

@@ -10,7 +10,7 @@ import pytest
 from pmray.errors import LedgerError
 from pmray.run import Run, environment, list_runs, open_run
 from pmray.selection.ledger import Outcome
-from pmray.spec import load_spec, spec_from
+from pmray.spec_file import load_spec, spec_from
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_second_writer_is_refused_and_told_who_is_first(spec):
 
 def test_a_writer_that_was_killed_locks_nobody_out(spec):
     code = (
-        "import os, signal, sys; from pmray.run import open_run; from pmray.spec import load_spec\n"
+        "import os, signal, sys; from pmray.run import open_run; from pmray.spec_file import load_spec\n"
         "with open_run(load_spec(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     with open_run(spec):

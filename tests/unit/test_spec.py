@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from pmray.errors import SpecError
-from pmray.spec import Candidate, Recipe, load_spec, spec_from
+from pmray.spec import Candidate, Recipe
+from pmray.spec_file import load_spec, spec_from
 
 GOOD = {
     "name": "good",
@@ -83,10 +84,13 @@ def test_a_bad_override_is_named(override, message):
         ({"candidates": []}, "at least 1 item"),
         ({"candidates": ["a/bert", "b/bert"]}, "two candidates are called 'bert'"),
         ({"candidates": [{"model": "bert", "space": {"seed": {"choice": [1]}}}]}, "the seed is not a hyper-parameter"),
-        ({"candidates": [{"model": "bert", "recipe": {"lerning_rate": 1}}]}, "no hyper-parameter `lerning_rate`"),
+        (
+            {"candidates": [{"model": "bert", "recipe": {"lerning_rate": 1}}]},
+            "recipe.lerning_rate: no such key",
+        ),
         ({"candidates": [{"model": "bert", "recipe": {"lr": -1}}]}, "greater than 0"),
         ({"candidates": [{"model": "bert", "space": {"lr": {"log": [1e-4, 1e-5]}}}]}, "0 < low < high must hold"),
-        ({"candidates": [{"model": "bert", "space": {"lr": [1e-4, 1e-5]}}]}, "expected {log:"),
+        ({"candidates": [{"model": "bert", "space": {"lr": [1e-4, 1e-5]}}]}, "must be {log:"),
         ({"storage": "s3://bucket/runs"}, "must be a folder that every node sees"),
         ({"score": "f1_makro"}, "Did you mean 'f1_macro'"),
         ({"data": {"train": "a.csv", "columns": {"texts": "message"}}}, "Did you mean 'text'"),

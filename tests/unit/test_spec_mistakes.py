@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from pmray.errors import SpecError
-from pmray.spec import spec_from
+from pmray.spec_file import spec_from
 
 MINIMAL = {"task": "text-classification", "data": {"train": "train.csv"}, "candidates": [{"model": "a/bert"}]}
 

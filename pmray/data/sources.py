@@ -1,0 +1,192 @@
+"""Where rows come from: files, globs, folders, URLs and data sets of the Hub."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from hashlib import file_digest
+from os import environ
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pmray.data.columns import each_element
+from pmray.data.formats import FORMATS, KNOWN_KINDS, File, Part, plain_table, reaching, read_file
+from pmray.errors import DataError, first_problems, nearest
+from pmray.spec import HubDataset, HubSource, Source
+
+HUB_METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""What ``datasets.save_to_disk`` writes beside the rows."""
+
+
+def read_source(source: Source, split: str, *, drop: bool) -> list[Part]:
+    """Read all that a source names.
+
+    Args:
+        source: As in a spec.
+        split: Which part of the spec it is; ``hub:path`` reads the split of this name.
+        drop: Leave out rows that cannot be read (each part says which), instead of refusing the source.
+
+    Raises:
+        DataError: Anything cannot be read; the message names every file and row.
+    """
+    parts, problems = [], []
+    for origin in _origins(source, split):
+        try:
+            part = _hub_part(origin) if isinstance(origin, HubDataset) else read_file(origin)
+        except DataError as error:
+            problems += error.problems
+            continue
+        parts.append(part)
+        if part.bad and not drop:
+            problems += first_problems(list(part.bad.values()))
+            count = "1 row" if len(part.bad) == 1 else f"{len(part.bad)} rows"
+            problems.append(f"{part.name}: {count} in all cannot be read; repair them, or set `data.bad_rows: drop`")
+    if problems:
+        raise DataError(problems)
+    return parts
+
+
+def content_key(source: Source, split: str) -> list[list[str]]:
+    """Return name and SHA-256 of every file, address and fingerprint of every hub data set."""
+    keys = []
+    for origin in _origins(source, split):
+        if isinstance(origin, HubDataset):
+            keys.append([origin.model_dump_json(), _hub_dataset(origin)._fingerprint])
+        else:
+            with reaching(origin.name), origin.system.open(origin.path, "rb") as stream:
+                keys.append([origin.name, file_digest(stream, "sha256").hexdigest()])
+    return keys
+
+
+def _origins(source: Source, split: str) -> list[File | HubDataset]:
+    """Find the files and hub data sets that a source names, in order, each once."""
+    if isinstance(source, HubSource):
+        return [source.hub]
+    hub, files, problems = [], {}, []
+    for given in [source] if isinstance(source, str) else source:
+        if given.startswith("hub:"):
+            hub.append(HubDataset(path=given.removeprefix("hub:"), split=split))
+            continue
+        try:
+            files.update({file.address: file for file in _files(given)})
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    if not hub and not files:
+        raise DataError("an empty list names no rows; give a file, glob, folder, URL or `hub:path`")
+    return [*_named(list(files.values())), *hub]
+
+
+def _named(files: list[File]) -> list[File]:
+    """Name files relative to their common parent; paths of different file systems may have none and stay whole."""
+    folders = [posixpath.dirname(file.path) for file in files]
+    rooted = {folder.startswith("/") for folder in folders}
+    common = posixpath.commonpath(folders) if len(rooted) == 1 else ""
+    return [replace(file, name=file.path[len(common) :].lstrip("/")) for file in files]
+
+
+def _files(given: str) -> list[File]:
+    if not given.strip():
+        raise DataError("an empty path; give a file, glob, folder, URL or `hub:path`")
+    path = _expanded(given)
+    with reaching(given):
+        system, path = url_to_fs(path) if "://" in path else (LocalFileSystem(), _absolute(path))
+        if system.isfile(path):
+            return [File(system, path)]
+        if system.isdir(path):
+            matches = [path]
+        elif wildcard := re.search(r"[*?\[]", path):
+            fixed = path.rfind("/", 0, wildcard.start()) + 1
+            matches = [match for match in sorted(system.glob(path)) if not _hidden(match[fixed:], path[fixed:])]
+        else:
+            raise DataError(_missing(system, path))
+        files = []
+        for match in matches:
+            files += _below(system, match) if system.isdir(match) else [File(system, match)]
+    if files := [file for file in files if file.suffix in FORMATS]:
+        return files
+    raise DataError(f"{path} holds no data file; known kinds: {KNOWN_KINDS}")
+
+
+def _below(system: Any, folder: str) -> list[File]:
+    """All data files below a folder, sorted; names that begin with a dot or underscore are none."""
+    found = []
+    for path in sorted(system.find(folder)):
+        if posixpath.basename(path) not in HUB_METADATA and not _hidden(path[len(folder) :], ""):
+            found.append(File(system, path))
+    return found
+
+
+def _hidden(path: str, pattern: str) -> bool:
+    """Whether a name begins with a dot or underscore that the pattern does not ask for."""
+    return any(step[:1] in (".", "_") and f"/{step[:1]}" not in f"/{pattern}" for step in path.split("/") if step)
+
+
+def _missing(system: Any, path: str) -> str:
+    folder, name = posixpath.split(path)
+    if not system.isdir(folder):
+        return f"{path} does not exist, nor does its folder; relative paths start at {Path.cwd()}"
+    hint = nearest(name, [posixpath.basename(other.rstrip("/")) for other in system.ls(folder, detail=False)])
+    return f"{path} does not exist; " + (
+        f"did you mean {hint!r}, which does?" if hint else f"{folder} has no such file"
+    )
+
+
+def _absolute(path: str) -> str:
+    return posixpath.normpath(str(Path(path).absolute()))
+
+
+def _expanded(path: str) -> str:
+    """Put the home folder and environment variables into a path."""
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in environ:
+            raise DataError(f"{path}: the environment variable {name} is not set; set it, or write the path out")
+        return environ[name]
+
+    expanded = re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, path)
+    return str(Path(expanded).expanduser()) if expanded.split("/")[0] == "~" else expanded
+
+
+def _hub_dataset(hub: HubDataset) -> Any:
+    import datasets
+
+    local = hub.path.startswith(("~", "/", ".", "$"))
+    path = _absolute(_expanded(hub.path)) if local else hub.path
+    try:
+        return datasets.load_dataset(path, hub.name, split=hub.split, revision=hub.revision)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".strip().rstrip(":.")
+        raise DataError(
+            f"hub data set {hub.path!r}, split {hub.split!r}, cannot be loaded ({reason}); check path, name and split, "
+            "or give files: without a network only what was downloaded before can be loaded"
+        ) from error
+
+
+def _hub_part(hub: HubDataset) -> Part:
+    dataset = _hub_dataset(hub)
+    table = dataset.with_format("arrow")[:].replace_schema_metadata()
+    for index, (name, feature) in enumerate(dataset.features.items()):
+        if names := getattr(feature, "names", None):
+            table = table.set_column(index, name, _class_names(table[name], names))
+        elif names := getattr(getattr(feature, "feature", None), "names", None):
+            table = table.set_column(index, name, each_element(table[name], partial(_class_names, names=names)))
+    path = posixpath.basename(hub.path.rstrip("/")) if hub.path.startswith(("~", "/", ".", "$")) else hub.path
+    return Part(f"{path}/{hub.split}", "", plain_table(table, hub.path), np.arange(1, len(table) + 1), {})
+
+
+def _class_names(numbers: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
+    """Turn class numbers into names; the hub writes -1 where a label is kept secret."""
+    known = pc.if_else(pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names))), numbers, None)
+    return pc.take(pa.array(names, pa.string()), known)

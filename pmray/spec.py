@@ -270,6 +270,8 @@ class Candidate(Section):
     @classmethod
     def _space_fields(cls, value: dict[str, Range]) -> dict[str, Range]:
         mistakes: list[InitErrorDetails] = []
+        if "max_length" in value and not isinstance(value["max_length"], Choice):
+            raise ValueError("max_length needs {choice: [...]}: the data is encoded once for each length")
         for field, values in value.items():
             for extreme in _extremes(values):
                 try:

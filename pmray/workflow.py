@@ -5,11 +5,10 @@ Every step first looks into the ledger for what is already known, so a run that 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ import pyarrow as pa
 from rich.console import Console
 
 from pmray import preparation
-from pmray.bundle import GOLDEN_ROWS, SETTINGS, Bundle, open_bundle, write_settings
-from pmray.data.encode import encode_table, read_arrow
+from pmray.bundle import open_bundle
 from pmray.data.load import read_sealed
 from pmray.distributed.cluster import Capacity, at_a_time, connected
-from pmray.distributed.train import FACTS, fit_all
+from pmray.distributed.train import fit_all
 from pmray.distributed.tune import rank_candidates, run_trials
 from pmray.errors import NoVerdict
+from pmray.export import export, has_weights, is_exported
 from pmray.preparation import Prepared
 from pmray.registry import Version, register
-from pmray.report.card import model_card
 from pmray.report.console import (
     TrialBoard,
     failures_table,
@@ -38,7 +36,7 @@ from pmray.report.console import (
     steps,
     verdict_panel,
 )
-from pmray.run import Run, environment, open_run
+from pmray.run import Run, open_run
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Ranked, thin
@@ -47,10 +45,11 @@ from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import BASELINES, fit_baseline
-from pmray.training.loop import Rung, predict
+from pmray.training.loop import Rung
 from pmray.training.trial import (
     Facts,
     Work,
+    checkpoint_folder,
     open_task,
     predictions_folder,
     read_predictions,
@@ -126,7 +125,7 @@ def sweep(
             works = _refit(prepared, run, chosen, cluster, console)
             verdict = _decide(prepared, run, works, console)
             winner = _best_fit(works[verdict.winner])
-            if not _has_weights(run, winner):
+            if not has_weights(run, winner):
                 # The run had been decided for another winner, and this one's weights deleted.
                 works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
         bundle = _export(prepared, run, winner, verdict)
@@ -179,7 +178,7 @@ def fit(
         if facts.status != "done":
             raise NoVerdict(f"{candidate}: {facts.error}")
         folder = run.folder / "fits" / work.key
-        return _write_bundle(prepared, run, _latest(run, work.key), None, folder)
+        return export(prepared, run, _latest(run, work.key), folder)
 
 
 def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
@@ -516,75 +515,12 @@ def _latest(run: Run, key: str) -> Outcome:
     return latest(run.ledger.outcomes)[key]
 
 
-def _has_weights(run: Run, winner: Outcome) -> bool:
-    exported = run.bundle / SETTINGS
-    return (run.folder / "checkpoints" / winner.key / FACTS).is_file() or (
-        exported.is_file() and open_bundle(run.bundle).settings["key"] == winner.key
-    )
-
-
 def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> Path:
-    if (run.bundle / SETTINGS).is_file() and open_bundle(run.bundle).settings["key"] == winner.key:
+    if is_exported(run, winner):
         return run.bundle
-    return _write_bundle(prepared, run, winner, verdict, run.bundle)
-
-
-def _write_bundle(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict | None, folder: Path) -> Path:
-    """Put the winner's weights, settings, golden rows and card into a folder, replacing what it held."""
-    one = prepared.pretrained(winner.candidate)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run.folder / "checkpoints" / winner.key, partial, ignore=shutil.ignore_patterns(FACTS))
-    line = verdict.line(verdict.winner) if verdict else None
-    task = open_task(winner.facts["task"])
-    settings = {
-        "name": prepared.spec.name,
-        "key": winner.key,
-        "task": task.to_json(),
-        "metric": prepared.metric,
-        "score": asdict(line.score) if line else None,
-        "corrected_score": asdict(verdict.corrected) if verdict else None,
-        "deployed_score": _deployed_score(run, winner, prepared) if verdict else None,
-        "validation_score": winner.score,
-        "latency_ms": winner.facts.get("latency_ms"),
-        "parameters": winner.facts.get("parameters"),
-        "max_length": recipe_length(Recipe(**winner.recipe), one),
-        "candidate": {"model": one.candidate.model, "layers": one.candidate.layers, "revision": one.revision},
-        "recipe": dict(winner.recipe),
-        "seed": winner.seed,
-        "columns": dict(prepared.spec.data.columns),
-        "data": prepared.dataset.key,
-        "rows": {
-            "train": len(prepared.dataset.train),
-            "validation": len(prepared.dataset.validation),
-            "test": len(prepared.dataset.test),
-        },
-        "pmray_version": environment()["versions"]["pmray"],
-    }
-    (partial / SETTINGS).write_text(json.dumps(settings, default=float))
-    write_settings(partial, settings, _golden(prepared, open_bundle(partial)), model_card(settings, verdict))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(folder)
-    return folder
-
-
-def _deployed_score(run: Run, winner: Outcome, prepared: Prepared) -> float:
     outcomes = _test_outcomes(run, winner, read_sealed(prepared.cache, prepared.dataset.key))
-    return float(prepared.task.score(prepared.metric, outcomes, np.ones((1, len(outcomes))))[0])
-
-
-def _golden(prepared: Prepared, bundle: Bundle) -> pa.Table:
-    """A few validation rows over all lengths, with the score vectors that the exported weights give."""
-    table = read_arrow(prepared.cache / f"data-{prepared.dataset.key}" / "validation.arrow")
-    model, processor = bundle.open_model()
-    encoded = encode_table(bundle.task, table, processor, bundle.max_length)
-    spread = np.linspace(0, len(table) - 1, min(GOLDEN_ROWS, len(table))).astype(int)
-    chosen = pa.array(np.argsort(encoded.lengths, kind="stable")[spread])
-    rows = replace(encoded, table=encoded.table.take(chosen), lengths=encoded.lengths[chosen])
-    roles = [role for role in table.column_names if role not in ("label", "group")]
-    scores = pa.array(list(predict(model, bundle.task, rows)), pa.list_(pa.float32()))
-    return table.select(roles).take(chosen).append_column("scores", scores)
+    deployed = float(prepared.task.score(prepared.metric, outcomes, np.ones((1, len(outcomes))))[0])
+    return export(prepared, run, winner, run.bundle, verdict=verdict, deployed_score=deployed)
 
 
 def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
@@ -597,7 +533,7 @@ def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcom
 
 def _tidy(run: Run) -> None:
     """Delete the weights of the losers; the winner's are in the bundle, and every prediction is kept."""
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(checkpoint_folder(run.folder, ""), ignore_errors=True)
 
 
 def _baseline_key(prepared: Prepared, kind: str) -> str:

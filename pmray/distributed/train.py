@@ -17,10 +17,7 @@ from ray.util.queue import Empty, Queue
 
 from pmray.spec import Resources
 from pmray.training.loop import Rung
-from pmray.training.trial import Facts, Work, carry_out
-
-FACTS = "facts.json"
-"""Written when a fit is complete, so that a group that lost a worker after that does not repeat it."""
+from pmray.training.trial import FACTS, Facts, Work, carry_out
 
 
 def fit_all(

@@ -28,6 +28,9 @@ from pmray.tasks.base import Task
 from pmray.training import loop
 from pmray.training.model import Pretrained, features, on_this_node, open_model, quiet_transformers
 
+FACTS = "facts.json"
+"""Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -65,7 +68,7 @@ class Work:
     @property
     def checkpoint(self) -> Path:
         """Folder of the weights; deleted when the model has lost."""
-        return Path(self.run or "") / "checkpoints" / self.key
+        return checkpoint_folder(self.run or "", self.key)
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,11 @@ def recipe_length(recipe: Recipe, pretrained: Pretrained) -> int:
 def predictions_folder(run: str | Path, key: str) -> Path:
     """Where a trial's predictions lie in a run folder."""
     return Path(run) / "predictions" / key
+
+
+def checkpoint_folder(run: str | Path, key: str) -> Path:
+    """Where a trial's weights lie in a run folder."""
+    return Path(run) / "checkpoints" / key
 
 
 def save_predictions(path: Path, row_ids: Sequence[str], scores: NDArray[np.float32]) -> None:

@@ -91,6 +91,7 @@ def test_a_bad_override_is_named(override, message):
         ({"candidates": [{"model": "bert", "recipe": {"lr": -1}}]}, "greater than 0"),
         ({"candidates": [{"model": "bert", "space": {"lr": {"log": [1e-4, 1e-5]}}}]}, "0 < low < high must hold"),
         ({"candidates": [{"model": "bert", "space": {"lr": [1e-4, 1e-5]}}]}, "must be {log:"),
+        ({"candidates": [{"model": "bert", "space": {"max_length": {"uniform": [8, 64]}}}]}, "needs {choice: [...]}"),
         ({"storage": "s3://bucket/runs"}, "must be a folder that every node sees"),
         ({"score": "f1_makro"}, "Did you mean 'f1_macro'"),
         ({"data": {"train": "a.csv", "columns": {"texts": "message"}}}, "Did you mean 'text'"),

@@ -1,0 +1,105 @@
+"""The winner's weights become a bundle: a folder that stands alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pmray.bundle import GOLDEN_ROWS, SETTINGS, Bundle, open_bundle, write_settings
+from pmray.data.encode import encode_table, read_arrow
+from pmray.preparation import Prepared
+from pmray.report.card import model_card
+from pmray.run import Run, environment
+from pmray.selection.ledger import Outcome
+from pmray.selection.verdict import Verdict
+from pmray.spec import Recipe
+from pmray.training.loop import predict
+from pmray.training.trial import FACTS, checkpoint_folder, open_task, recipe_length
+
+
+def is_exported(run: Run, fit: Outcome) -> bool:
+    """Whether the run's bundle holds the weights of this fit."""
+    return (run.bundle / SETTINGS).is_file() and open_bundle(run.bundle).settings["key"] == fit.key
+
+
+def has_weights(run: Run, fit: Outcome) -> bool:
+    """Whether the weights of this fit are on disk, as a checkpoint or as the bundle."""
+    return (checkpoint_folder(run.folder, fit.key) / FACTS).is_file() or is_exported(run, fit)
+
+
+def export(
+    prepared: Prepared,
+    run: Run,
+    fit: Outcome,
+    folder: Path,
+    *,
+    verdict: Verdict | None = None,
+    deployed_score: float | None = None,
+) -> Path:
+    """Put a fit's weights, settings, golden rows and card into a folder, replacing what it held.
+
+    Args:
+        prepared: The job.
+        run: Holds the checkpoint.
+        fit: A fit whose weights were saved.
+        folder: Of the bundle; it is there whole or not at all.
+        verdict: What was decided, when the fit is a winner.
+        deployed_score: The fit's own score on the test rows, which an endpoint must reach again.
+
+    Returns:
+        `folder`.
+    """
+    one = prepared.pretrained(fit.candidate)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint_folder(run.folder, fit.key), partial, ignore=shutil.ignore_patterns(FACTS))
+    line = verdict.line(verdict.winner) if verdict else None
+    task = open_task(fit.facts["task"])
+    settings = {
+        "name": prepared.spec.name,
+        "key": fit.key,
+        "task": task.to_json(),
+        "metric": prepared.metric,
+        "score": asdict(line.score) if line else None,
+        "corrected_score": asdict(verdict.corrected) if verdict else None,
+        "deployed_score": deployed_score,
+        "validation_score": fit.score,
+        "latency_ms": fit.facts.get("latency_ms"),
+        "parameters": fit.facts.get("parameters"),
+        "max_length": recipe_length(Recipe(**fit.recipe), one),
+        "candidate": {"model": one.candidate.model, "layers": one.candidate.layers, "revision": one.revision},
+        "recipe": dict(fit.recipe),
+        "seed": fit.seed,
+        "columns": dict(prepared.spec.data.columns),
+        "data": prepared.dataset.key,
+        "rows": {
+            "train": len(prepared.dataset.train),
+            "validation": len(prepared.dataset.validation),
+            "test": len(prepared.dataset.test),
+        },
+        "pmray_version": environment()["versions"]["pmray"],
+    }
+    (partial / SETTINGS).write_text(json.dumps(settings, default=float))
+    write_settings(partial, settings, _golden(prepared, open_bundle(partial)), model_card(settings, verdict))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(folder)
+    return folder
+
+
+def _golden(prepared: Prepared, bundle: Bundle) -> pa.Table:
+    """A few validation rows over all lengths, with the score vectors that the exported weights give."""
+    table = read_arrow(prepared.cache / f"data-{prepared.dataset.key}" / "validation.arrow")
+    model, processor = bundle.open_model()
+    encoded = encode_table(bundle.task, table, processor, bundle.max_length)
+    spread = np.linspace(0, len(table) - 1, min(GOLDEN_ROWS, len(table))).astype(int)
+    chosen = pa.array(np.argsort(encoded.lengths, kind="stable")[spread])
+    rows = replace(encoded, table=encoded.table.take(chosen), lengths=encoded.lengths[chosen])
+    roles = [role for role in table.column_names if role not in ("label", "group")]
+    scores = pa.array(list(predict(model, bundle.task, rows)), pa.list_(pa.float32()))
+    return table.select(roles).take(chosen).append_column("scores", scores)

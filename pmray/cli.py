@@ -1,7 +1,8 @@
 """The command line: one thin command a verb. Parse, call, print.
 
-Notes, tables and progress go to standard error; ``--json`` writes one JSON document to standard output. Exit codes: 0
-done, 1 an error that the message explains, 2 wrong usage, 3 the run ended without a verdict, 130 Ctrl-C.
+The answer goes to standard output, as a table or with ``--json`` as one JSON document; notes and progress go to
+standard error. Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 3 the run ended without a
+verdict, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -56,6 +60,27 @@ INTERRUPTED = 130
 """What typer ends with after Ctrl-C; shells write 128 + the signal's number."""
 
 
+Answer = tuple[Any, Callable[[Any], None] | None]
+"""What a command found: values for ``--json``, and what shows them on a console, unless that was done on the way."""
+
+
+def _answering(command: Callable[..., Answer]) -> Callable[..., None]:
+    """Print a command's answer. Nothing else reaches standard output, where Ray reports workers that died."""
+
+    @wraps(command)
+    def answer(*, as_json: bool, **given: Any) -> None:
+        with redirect_stdout(sys.stderr):
+            values, show = command(as_json=as_json, **given)
+        if as_json:
+            sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
+        elif show:
+            from pmray.report.console import people
+
+            show(people(answer=True))
+
+    return answer
+
+
 @app.command()
 def init(task: Annotated[str, typer.Argument(help="Such as text-classification.")]) -> None:
     """Print a commented starter spec for a task."""
@@ -65,23 +90,24 @@ def init(task: Annotated[str, typer.Argument(help="Such as text-classification."
 
 
 @app.command()
-def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_json: AsJson = False) -> None:
+@_answering
+def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_json: AsJson = False) -> Answer:
     """Print what a spec will run, how long that may take and how much disk it needs; run nothing."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
     from pmray.planning import plan as make_plan
-    from pmray.report.console import people
     from pmray.report.plan import plan_table
 
     made = make_plan(checked, address=address)
-    _print(asdict(made), as_json, lambda: people().print(plan_table(made)))
+    return asdict(made), lambda console: console.print(plan_table(made))
 
 
 @app.command()
+@_answering
 def rank(
     spec: SpecFile, set_: Overrides = None, address: Address = None, strict: Strict = False, as_json: AsJson = False
-) -> None:
+) -> Answer:
     """Order the candidates without fine-tuning them."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
@@ -89,10 +115,11 @@ def rank(
     from pmray.workflow import rank as rank_candidates
 
     ranked = rank_candidates(checked, address=address, strict=strict)
-    _print([asdict(one) for one in ranked], as_json)
+    return [asdict(one) for one in ranked], None
 
 
 @app.command()
+@_answering
 def sweep(
     spec: SpecFile,
     set_: Overrides = None,
@@ -100,17 +127,18 @@ def sweep(
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run aside and start over.")] = False,
     strict: Strict = False,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from pmray.workflow import sweep as run_sweep
 
     swept = run_sweep(checked, address=address, fresh=fresh, strict=strict)
     result = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), **swept.verdict.to_json()}
-    _print(result, as_json)
+    return result, None
 
 
 @app.command()
+@_answering
 def fit(
     spec: SpecFile,
     candidate: Annotated[str, typer.Option(help="Name of the candidate.")],
@@ -122,21 +150,23 @@ def fit(
     set_: Overrides = None,
     address: Address = None,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Fine-tune one candidate and export it; the test rows stay sealed."""
     changes = _pairs(recipe, "--recipe")
     checked = _spec(spec, set_)  # before the imports, which take seconds
     checked.candidate(candidate)
     from pmray.bundle import open_bundle
+    from pmray.report.console import key_values
     from pmray.workflow import fit as fit_candidate
 
     folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address)
     settings = dict(open_bundle(folder).settings)
     shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
-    _print({**shown, "settings": settings}, as_json, lambda: _say(shown))
+    return {**shown, "settings": settings}, lambda console: console.print(key_values("", shown))
 
 
 @app.command()
+@_answering
 def evaluate(
     model: Annotated[str, typer.Argument(help="Bundle folder, NAME[@alias] in the registry, or URL of an endpoint.")],
     data: Annotated[str, typer.Argument(help="Labelled rows: file, glob, folder, URL or hub:NAME.")],
@@ -146,7 +176,7 @@ def evaluate(
         Path | None, typer.Option(help="Also write every row's prediction (.parquet or .csv).")
     ] = None,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Score a model on labelled rows, with intervals; the same numbers offline and through its endpoint."""
     from pmray.evaluation import evaluate as evaluate_model
     from pmray.evaluation import save_predictions
@@ -160,10 +190,11 @@ def evaluate(
         )
     if predictions:
         save_predictions(found, predictions)
-    _print(found.to_json(), as_json, lambda: console.print(evaluation_table(found)))
+    return found.to_json(), lambda console: console.print(evaluation_table(found))
 
 
 @app.command()
+@_answering
 def compare(
     models: Annotated[
         list[str], typer.Argument(help="Two or more models, then the labelled data.", metavar="MODEL... DATA")
@@ -171,7 +202,7 @@ def compare(
     column: Columns = None,
     registry: Registry = None,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Compare models on the same labelled rows, with paired tests."""
     from pmray.evaluation import compare as compare_models
     from pmray.report.console import counted, people
@@ -185,7 +216,7 @@ def compare(
         found = compare_models(
             names, data, registry=_registry(registry), columns=_pairs(column, "--column"), progress=progress
         )
-    _print(found.to_json(), as_json, lambda: console.print(comparison_table(found)))
+    return found.to_json(), lambda console: console.print(comparison_table(found))
 
 
 @app.command()
@@ -216,44 +247,47 @@ def serve(
 
 
 @app.command()
+@_answering
 def promote(
     reference: Annotated[str, typer.Argument(help="NAME/VERSION, or NAME@ALIAS.")],
     alias: Annotated[str, typer.Option(help="The alias it gets.")] = "champion",
     registry: Registry = None,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Make a registered version the champion."""
     from pmray.registry import promote as promote_version
+    from pmray.report.console import key_values
 
     found = promote_version(reference, _registry(registry), alias=alias)
     shown = {"name": found.name, "version": found.version, "aliases": list(found.aliases), "folder": str(found.folder)}
-    _print(shown, as_json, lambda: _say(shown))
+    return shown, lambda console: console.print(key_values("", shown))
 
 
 @app.command()
+@_answering
 def runs(
     storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE), as_json: AsJson = False
-) -> None:
+) -> Answer:
     """List runs, their state and their winners."""
-    from pmray.report.console import people
     from pmray.report.plan import runs_table
     from pmray.run import list_runs
 
     found = list_runs(storage)
-    _print(found, as_json, lambda: people().print(runs_table(found)))
+    return found, lambda console: console.print(runs_table(found))
 
 
 @app.command()
+@_answering
 def demo(
     storage: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path(DEFAULT_STORAGE),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Run the whole story on embedded product reviews: rank, sweep, decide, register, serve, evaluate."""
     from pmray.demo.story import tell
 
     result = tell(storage, fresh=fresh)
-    _print(result, as_json, lambda: None)
+    return result, None
 
 
 def main() -> NoReturn:
@@ -300,19 +334,6 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
 
 def _registry(uri: str | None) -> str:
     return uri or f"sqlite:///{Path(DEFAULT_STORAGE).absolute() / 'registry.db'}"
-
-
-def _say(values: dict[str, Any]) -> None:
-    from pmray.report.console import key_values, people
-
-    people().print(key_values("", values))
-
-
-def _print(values: Any, as_json: bool, show: Any = lambda: None) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
-    else:
-        show()
 
 
 def _plain(value: object) -> object:

@@ -23,9 +23,9 @@ from pmray.selection.verdict import Verdict, show
 STATUS_STYLE = {"done": "green", "stopped": "yellow", "failed": "red", "infeasible": "red", "unavailable": "magenta"}
 
 
-def people() -> Console:
-    """The console for people: standard error, so that standard output stays clean for ``--json``."""
-    console = Console(stderr=True, highlight=False)
+def people(*, answer: bool = False) -> Console:
+    """The console for notes and progress: standard error, which leaves standard output to the answer."""
+    console = Console(stderr=not answer, highlight=False)
     if not console.is_terminal:
         # A log file has no width; rich would cut tables to 80 columns.
         console.width = 160

@@ -101,3 +101,32 @@ def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     assert driver.returncode == 130
     assert "Traceback" not in err
     assert gone(children)
+
+
+def test_a_terminated_driver_leaves_no_process_behind(tmp_path):
+    spec = write_spec(tmp_path)
+    driver = start(spec)
+    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
+    children = family(driver)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command continues" in err
+    assert gone(children)
+
+
+def test_a_killed_worker_costs_its_trial_a_second_start_and_nothing_else(tmp_path):
+    driver = start(write_spec(tmp_path), "--json")
+    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
+    before = finished(tmp_path, "sweep")
+
+    def trial() -> psutil.Process | None:
+        return next((child for child in family(driver) if child.name().startswith("ray::ImplicitFunc")), None)
+
+    wait_for(trial).kill()
+    out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    after = finished(tmp_path, "sweep")
+    assert set(before) <= set(after)
+    assert (sum(after.values()), max(after.values())) == (6, 1)
+    assert {line["name"] for line in json.loads(out)["lines"]} >= {"bert", "llama", "majority class"}

@@ -37,10 +37,11 @@ def halve(trial: str, standings: Sequence[Standing], *, reduction: float, first_
     """Decide about a trial that has just reached a rung, from all that have reached it so far.
 
     The stopping rule of ASHA (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"): the best
-    1/reduction of the trials seen at the rung go on, all compared at equal examples seen. Two differences, because
+    1/reduction of the trials seen at the rung go on, all compared at equal examples seen. Three differences, because
     models and not only recipes are compared: nobody is stopped before `reduction` trials have arrived (ASHA stops the
-    second to arrive when it is behind the first), and at the first rung the best trial of each candidate goes on, since
-    models learn at different speeds.
+    second to arrive when it is behind the first); at the first rung the best trial of each candidate goes on, since
+    models learn at different speeds; and equal scores share the better place, since early on many trials still say the
+    majority class for every row.
 
     Args:
         trial: The trial that has arrived; one of `standings`.
@@ -56,15 +57,14 @@ def halve(trial: str, standings: Sequence[Standing], *, reduction: float, first_
     >>> halve("b", field[:2], reduction=3, first_rung=True)
     Continue(trial='b')
     """
-    ranked = sorted(standings, key=lambda one: -one.score)
-    place = next(index for index, one in enumerate(ranked, start=1) if one.trial == trial)
-    places = math.ceil(len(ranked) / reduction)
-    if place <= places or len(ranked) < reduction:
+    arrived = next(one for one in standings if one.trial == trial)
+    better = [one for one in standings if one.score > arrived.score]
+    place, places = len(better) + 1, math.ceil(len(standings) / reduction)
+    if place <= places or len(standings) < reduction:
         return Continue(trial)
-    candidate = ranked[place - 1].candidate
-    if first_rung and next(one.trial for one in ranked if one.candidate == candidate) == trial:
+    if first_rung and all(one.candidate != arrived.candidate for one in better):
         return Continue(trial)
-    return Stop(trial, f"place {place} of {len(ranked)}; the best {places} go on")
+    return Stop(trial, f"place {place} of {len(standings)}; the best {places} go on")
 
 
 def finalists(outcomes: Iterable[Outcome], count: int) -> list[Outcome]:

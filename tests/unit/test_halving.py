@@ -27,8 +27,9 @@ def test_nobody_is_stopped_before_there_are_enough_to_compare():
     assert going_on(field(0.1)) == ["0"]
 
 
-def test_the_order_of_arrival_decides_among_equals():
-    assert going_on(field(0.5, 0.5, 0.5)) == ["0"]
+def test_equals_go_on_together():
+    assert going_on(field(0.5, 0.5, 0.5)) == ["0", "1", "2"]
+    assert going_on(field(0.6, 0.5, 0.5)) == ["0"]
 
 
 def test_the_best_of_each_candidate_goes_on_at_the_first_rung_only():

@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -231,18 +231,21 @@ def serve(
     registry: Registry = None,
     address: Address = None,
 ) -> None:
-    """Serve a model over HTTP until Ctrl-C."""
+    """Serve a model over HTTP until Ctrl-C (or SIGTERM), which ends it with exit code 0."""
     from pmray.report.console import people
     from pmray.serving.app import deploy
     from pmray.spec import Serve
 
     console = people()
     settings = Serve(host=host, port=port, replicas=replicas)
-    with deploy(model, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed:
+    with (
+        suppress(KeyboardInterrupt),
+        deploy(model, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed,
+    ):
         console.print(
             f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it"
         )
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own in place
         signal.pause()
 
 

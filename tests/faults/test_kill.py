@@ -3,25 +3,28 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
 import yaml
 
-from tests.tiny import tiny_spec
+from tests.tiny import tiny_bundle, tiny_spec
 
 pytestmark = pytest.mark.slow
 
 
-def start(spec: Path, *more: str) -> subprocess.Popen:
-    """`pmray sweep SPEC` as a process of its own."""
+def start(*arguments: object) -> subprocess.Popen:
+    """`pmray ARGUMENTS` as a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "pmray", "sweep", str(spec), *more]
+    command = [sys.executable, "-m", "pmray", *map(str, arguments)]
     return subprocess.Popen(
         command,
         env=environment,
@@ -76,7 +79,7 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 def test_a_killed_driver_continues_where_it_was(tmp_path):
     spec = write_spec(tmp_path)
-    driver = start(spec)
+    driver = start("sweep", spec)
     wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 2)
     children = family(driver)
     agents = [child for child in children if child.cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
@@ -88,7 +91,7 @@ def test_a_killed_driver_continues_where_it_was(tmp_path):
         if agent.is_running():
             agent.kill()
     before = finished(tmp_path, "sweep")
-    second = start(spec, "--json")
+    second = start("sweep", spec, "--json")
     out, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     after = finished(tmp_path, "sweep")
@@ -101,7 +104,7 @@ def test_a_killed_driver_continues_where_it_was(tmp_path):
 
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     spec = write_spec(tmp_path)
-    driver = start(spec)
+    driver = start("sweep", spec)
     wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
     children = family(driver)
     driver.send_signal(signal.SIGINT)
@@ -113,7 +116,7 @@ def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
 
 def test_a_terminated_driver_leaves_no_process_behind(tmp_path):
     spec = write_spec(tmp_path)
-    driver = start(spec)
+    driver = start("sweep", spec)
     wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
     children = family(driver)
     driver.send_signal(signal.SIGTERM)
@@ -124,7 +127,7 @@ def test_a_terminated_driver_leaves_no_process_behind(tmp_path):
 
 
 def test_a_killed_worker_costs_its_trial_a_second_start_and_nothing_else(tmp_path):
-    driver = start(write_spec(tmp_path), "--json")
+    driver = start("sweep", write_spec(tmp_path), "--json")
     wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
     before = finished(tmp_path, "sweep")
 
@@ -138,3 +141,26 @@ def test_a_killed_worker_costs_its_trial_a_second_start_and_nothing_else(tmp_pat
     assert set(before) <= set(after)
     assert (sum(after.values()), max(after.values())) == (6, 1)
     assert {line["name"] for line in json.loads(out)["lines"]} >= {"bert", "llama", "majority class"}
+
+
+def test_a_terminated_server_frees_its_port_and_leaves_no_process_behind(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def ready() -> bool:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return answer.status == 200
+        return False
+
+    server = start("serve", tiny_bundle(tmp_path / "bundle"), "--port", port)
+    wait_for(ready)
+    children = family(server)
+    server.send_signal(signal.SIGTERM)
+    _, err = server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert "Traceback" not in err
+    assert gone(children)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))

@@ -92,6 +92,19 @@ _WORDING = {
 }
 
 
+TRAINER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "max_seq_length": "max_length",
+    "warmup_ratio": "warmup",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+    "bf16": "precision",
+}
+"""What ``transformers.TrainingArguments`` calls a hyper-parameter -> what a recipe calls it."""
+
+
 def _mistake(detail: Any, lines: Mapping[KeyPath, int], overrides: Sequence[str]) -> str:
     path = tuple(part for part in detail["loc"] if not str(part).startswith(BRANCH))
     shown = ".".join(str(part) for part in path) or "spec"
@@ -124,7 +137,9 @@ def _unknown_key(path: KeyPath) -> str:
         return "the seed is not a hyper-parameter; `search.seeds` repeats the finalists"
     if key in Recipe.model_fields and "recipe" in known:
         return f"no such key; a fixed value goes under `recipe: {{{key}: ...}}`, values to search under `space`"
-    hint = nearest(key, known)
+    names = TRAINER_NAMES if known == list(Recipe.model_fields) else {}
+    hint = nearest(key, [*known, *names])
+    hint = names.get(hint, hint) if hint else None
     return f"no such key; did you mean `{hint}`?" if hint else f"no such key; known: {', '.join(known)}"
 
 

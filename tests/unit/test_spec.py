@@ -86,7 +86,7 @@ def test_a_bad_override_is_named(override, message):
         ({"candidates": [{"model": "bert", "space": {"seed": {"choice": [1]}}}]}, "the seed is not a hyper-parameter"),
         (
             {"candidates": [{"model": "bert", "recipe": {"lerning_rate": 1}}]},
-            "recipe.lerning_rate: no such key",
+            "recipe.lerning_rate: no such key; did you mean `lr`?",
         ),
         ({"candidates": [{"model": "bert", "recipe": {"lr": -1}}]}, "greater than 0"),
         ({"candidates": [{"model": "bert", "space": {"lr": {"log": [1e-4, 1e-5]}}}]}, "0 < low < high must hold"),

@@ -289,11 +289,15 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
     arms = [prepared.arms[name] for name in kept]
     tried = _tried(prepared, run, kept)
     left = spec.search.trials - len(tried)
+    if spec.search.trials >= len(kept):
+        # A candidate or a recipe that has been added to the spec since then is tried in any case.
+        known = {(one.candidate, one.recipe) for one in tried}
+        left = max(left, sum((arm.candidate, arm.default) not in known for arm in arms))
     if left <= 0:
         console.print(f"sweep: all {len(tried)} trials are in the ledger")
         return
     if tried:
-        console.print(f"sweep: {len(tried)} of {spec.search.trials} trials are in the ledger, {left} to go")
+        console.print(f"sweep: {len(tried)} trials are in the ledger, {left} to go")
     if spec.search.trials < len(kept):
         console.print(
             f"[yellow]search.trials = {spec.search.trials} is less than {len(kept)} candidates: some are not tried[/]"

@@ -155,3 +155,11 @@ def test_what_tune_ships_for_a_trial_is_small():
     from pmray.distributed.tune import _trial
 
     assert len(cloudpickle.dumps(_trial)) < 100_000
+
+
+def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_up(swept):
+    result, spec = swept
+    before = {one.key for one in read_ledger(result.folder / "ledger.jsonl")}
+    changed = pmray.spec_from(spec, ["search.trials=5", "candidates.0.recipe.epochs=6"])
+    new = [one for one in pmray.sweep(changed).outcomes if one.key not in before and one.stage == "sweep"]
+    assert [(one.candidate, one.recipe["epochs"]) for one in new if one.status != "unavailable"] == [("bert", 6.0)]

@@ -174,25 +174,24 @@ def check_label_noise(task: Task, train: pa.Table) -> list[Finding]:
     several = targets.ndim == 2
     if several:
         skilled = np.array([_kappa(*pair) >= SKILL for pair in zip(targets.T, probabilities.T >= 0.5, strict=True)])
-        names = np.array(task.labels)[skilled]
-        rows, labels = label_issues(probabilities[:, skilled], targets[:, skilled])
-        known = f"{len(names)} of {len(skilled)} labels, those with a kappa of {SKILL:g} or more"
+        probabilities, targets = probabilities[:, skilled], targets[:, skilled]
+        known = f"{skilled.sum()} of {len(skilled)} labels, those with a kappa of {SKILL:g} or more"
+        names = [name for name, chosen in zip(task.labels, skilled, strict=True) if chosen]
     else:
-        said = probabilities.argmax(1)
-        kappa, names = _kappa(targets, said), np.array(task.labels)
-        skilled = np.array([kappa >= SKILL])
-        rows, labels = label_issues(probabilities, targets)
-        known = f"right on {(said == targets).mean():.0%}"
-    if not skilled.any():
+        right = probabilities.argmax(1)
+        names = list(task.labels) if _kappa(targets, right) >= SKILL else []
+        known = f"right on {(right == targets).mean():.0%}"
+    if not names:
         message = (
             "train: label noise was not looked for, because TF-IDF + logistic regression learns too little here to "
             f"contradict labels (out of fold: Cohen's kappa under {SKILL:g})"
         )
         return [Finding("info", NOTHING, message, len(train))]
+    rows, labels = label_issues(probabilities, targets)
     if not len(rows):
         return []
     ids = tuple(train["row_id"].take(pa.array(rows[:NAMED])).to_pylist())
-    given, looks = train["label"][int(rows[0])].as_py(), str(names[labels[0]])
+    given, looks = train["label"][int(rows[0])].as_py(), names[labels[0]]
     if several:
         example = f"{ids[0]} {'has' if looks in given else 'lacks'} the label {looks!r}"
     else:

@@ -242,10 +242,12 @@ def _check_names(train: pa.Table) -> list[Finding]:
             values, parents = flat_labels(train["label"])
             mask = np.zeros(len(train), dtype=bool)
             mask[parents[pc.equal(values, rare).to_numpy()]] = True
+            ids = example_ids(train, mask)
             message = (
-                f"train: the labels {listed(group)} differ in case, space or signs only; kept as {len(group)} labels"
+                f"train: the labels {listed(group)} differ in case, space or signs only ({rare!r}: "
+                f"{', '.join(ids)}); kept as {len(group)} labels"
             )
-            findings.append(Finding("warning", "similar labels", message, counts[rare], example_ids(train, mask)))
+            findings.append(Finding("warning", "similar labels", message, counts[rare], ids))
     return findings
 
 

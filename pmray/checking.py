@@ -42,10 +42,10 @@ CHECKS_VERSION = 1
 MANY_ROWS = 50_000
 """Rows of all splits above which near-duplicates and label noise are only looked for on request."""
 
-MANY_CHARACTERS = 20_000_000
+MANY_CHARACTERS = 10_000_000
 """Characters of all splits above which they are only looked for on request."""
 
-MANY_CELLS = 1_000_000
+MANY_CELLS = 800_000
 """Training rows x labels above which label noise is only looked for on request."""
 
 LENGTH_ROWS = 2000

@@ -1,7 +1,7 @@
 """What the data checks cost: ``python -m tests.bench.data_checks`` (the aim: under 5 s for 10,000 short rows).
 
-The rows are the demo's sentences, each with a number of its own so that no two are equal, in 2, 6 and 77 labels. CPU time of one thread, since a bench may
-share the machine.
+The rows are the demo's sentences, each with a number of its own so that no two are equal, in 2, 6 and 77 labels. CPU
+time of one thread, since a bench may share the machine.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from pmray.data.label_noise import label_issues
 from pmray.data.load import Examined, examine
 from pmray.data.sources import read_source, split_files
 from pmray.data.split import sample
-from pmray.errors import CandidateUnavailable, DataError
+from pmray.errors import CandidateUnavailable, DataError, UnknownName
 from pmray.spec import Data, Source, Spec, digest
 from pmray.tasks.base import Task
 from pmray.tasks.baselines import out_of_fold
@@ -105,7 +105,7 @@ def check(
 
     Raises:
         DataError: The data cannot be read as a whole, or no check can read it.
-        UnknownName: No such task.
+        UnknownName: No such task, or it has no such role.
     """
     started = time.perf_counter()
     found = _check_spec(target, full) if isinstance(target, Spec) else _check_source(target, task, columns or {}, full)
@@ -283,12 +283,11 @@ def _check_source(source: Source, name: str | None, columns: Mapping[str, str], 
     if name is None:
         name, mapping = _fitting_task(names, columns)
     else:
-        mapping = {
-            role: columns.get(role) or found
-            for role in plugins.task_class(name).columns
-            if (found := columns.get(role) or find_column(role, names))
-        }
+        mapping = _columns_of(plugins.task_class(name).columns, names, columns)
     kind = plugins.task_class(name) if name else None
+    for role in columns:
+        if kind and role not in kind.columns:
+            raise UnknownName("column role", role, kind.columns)
     _refuse_bytes(names, mapping, kind)
     roles = dict(kind.columns) if kind else dict.fromkeys(mapping, True)
     data = Data(columns=mapping, **splits)
@@ -338,12 +337,9 @@ def _fitting_task(names: Mapping[str, pa.DataType], columns: Mapping[str, str]) 
     """The first task whose required columns are all there, and its columns; without one, the columns to look at."""
     for name in plugins.task_names():
         roles = plugins.task_class(name).columns
-        found = {role: columns.get(role) or find_column(role, names) for role in roles}
-        if all(found[role] for role, required in roles.items() if required):
-            # Groups change what is a leak, so they are only those that were named.
-            return name, {
-                role: column for role, column in found.items() if column and (role != "group" or role in columns)
-            }
+        found = _columns_of(roles, names, columns)
+        if all(role in found for role, required in roles.items() if required):
+            return name, found
     text = columns.get("text") or find_column("text", names)
     label = columns.get("label") or find_column("label", names)
     texts = [name for name, kind in names.items() if pa.types.is_list(kind) and pa.types.is_string(kind.value_type)]
@@ -356,6 +352,12 @@ def _fitting_task(names: Mapping[str, pa.DataType], columns: Mapping[str, str]) 
         mapping = {name: name for name in names if name != label}
     mapping |= ({"label": label} if label else {}) | dict(columns)
     return None, mapping
+
+
+def _columns_of(roles: Iterable[str], names: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The column of each role that was named or can be found; groups change what is a leak, so they must be named."""
+    found = {role: columns.get(role) or (None if role == "group" else find_column(role, names)) for role in roles}
+    return {role: column for role, column in found.items() if column}
 
 
 def _refuse_bytes(names: Mapping[str, pa.DataType], mapping: Mapping[str, str], kind: Any) -> None:

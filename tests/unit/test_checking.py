@@ -11,7 +11,7 @@ from rich.console import Console
 import pmray
 from pmray import checking
 from pmray.cli import app
-from pmray.errors import DataError
+from pmray.errors import DataError, UnknownName
 from pmray.preparation import prepare
 from pmray.spec_file import spec_from
 from tests.tiny import tiny_rows, tiny_spec, write_rows
@@ -61,6 +61,11 @@ def test_columns_are_found_by_their_usual_names(tmp_path):
     mapped = pmray.check(str(tmp_path / "a.jsonl"), columns={"group": "day"})
     assert dict(mapped.roles) == {"text": "Review", "label": "sentiment", "group": "day"}
     assert "constant column" not in checks(mapped)
+    asked = pmray.check(str(tmp_path / "a.jsonl"), task="text-classification", columns={"label": "day"})
+    assert asked.roles["label"] == "day"
+    assert checks(asked)["single label"].severity == "error"
+    with pytest.raises(UnknownName, match=r"Unknown column role 'txt'\. Did you mean 'text'"):
+        pmray.check(str(tmp_path / "a.jsonl"), columns={"txt": "Review"})
 
 
 def test_rows_that_no_task_reads_get_the_checks_of_any_rows(tmp_path):

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pmray.checking import Checked, check
     from pmray.data.load import Dataset, load_data
     from pmray.errors import (
         CandidateUnavailable,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pmray.workflow import Swept, fit, rank, sweep
 
 _HOME = {
+    **dict.fromkeys(("Checked", "check"), "checking"),
     **dict.fromkeys(("Dataset", "load_data"), "data.load"),
     **dict.fromkeys(
         (
@@ -53,6 +55,7 @@ _HOME = {
 __all__ = [
     "Candidate",
     "CandidateUnavailable",
+    "Checked",
     "ClusterError",
     "Compared",
     "Data",
@@ -76,6 +79,7 @@ __all__ = [
     "Swept",
     "TrialError",
     "UnknownName",
+    "check",
     "compare",
     "deploy",
     "evaluate",

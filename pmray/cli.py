@@ -60,8 +60,9 @@ INTERRUPTED = 130
 """What typer ends with after Ctrl-C; shells write 128 + the signal's number."""
 
 
-Answer = tuple[Any, Callable[[Any], None] | None]
-"""What a command found: values for ``--json``, and what shows them on a console, unless that was done on the way."""
+Answer = tuple[Any, Callable[[Any], None] | None] | tuple[Any, Callable[[Any], None] | None, int]
+"""What a command found: values for ``--json``, what shows them on a console, unless that was done on the way, and the
+exit code, where it is not 0."""
 
 
 def _answering(command: Callable[..., Answer]) -> Callable[..., None]:
@@ -70,13 +71,15 @@ def _answering(command: Callable[..., Answer]) -> Callable[..., None]:
     @wraps(command)
     def answer(*, as_json: bool, **given: Any) -> None:
         with redirect_stdout(sys.stderr):
-            values, show = command(as_json=as_json, **given)
+            values, show, *code = command(as_json=as_json, **given)
         if as_json:
             sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
         elif show:
             from pmray.report.console import people
 
             show(people(answer=True))
+        if code:
+            raise typer.Exit(code[0])
 
     return answer
 
@@ -87,6 +90,38 @@ def init(task: Annotated[str, typer.Argument(help="Such as text-classification."
     from pmray.starter import starter_spec
 
     sys.stdout.write(starter_spec(task))
+
+
+@app.command()
+@_answering
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="Spec file (.yaml), or labelled rows: file, glob, folder with train, validation and test files, URL.",
+            metavar="DATA|SPEC",
+        ),
+    ],
+    task: Annotated[str | None, typer.Option(help="Read data for this task. Default: the first that fits.")] = None,
+    column: Columns = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Look for near-duplicates and wrong labels however many rows there are.")
+    ] = False,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> Answer:
+    """Say what is wrong with data, or with a spec's data, before anything is paid for; exit code 1 on errors."""
+    is_spec = target.endswith((".yaml", ".yml"))
+    if is_spec and (task or column):
+        raise typer.BadParameter("--task and --column are for data; a spec names its own (`--set` changes it)")
+    if set_ and not is_spec:
+        raise typer.BadParameter("--set is for a spec; `--task` and `--column` say how data is read")
+    source = _spec(Path(target), set_) if is_spec else target
+    from pmray.checking import check as check_data
+    from pmray.report.check import check_table
+
+    found = check_data(source, task=task, columns=_pairs(column, "--column"), full=full)
+    return found.to_json(), lambda console: console.print(check_table(found)), int(found.errors > 0)
 
 
 @app.command()

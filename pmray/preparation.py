@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pmray import plugins
+from pmray import checking, plugins
 from pmray.data.check import Finding
 from pmray.data.encode import encode_splits, encoding_key
 from pmray.data.load import Dataset, cached_data
@@ -120,9 +120,14 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False, encode: bool 
         task.check_score(metric)
         splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
         own = [finding for name, table in splits.items() for finding in task.check(table, name)]
+    with console.status("looking for near-duplicates and wrong labels"):
+        own += checking.findings_once(splits, task, dataset.key, cache)
     candidates, unavailable = _locate_all(spec, task, console, strict)
     rows = len(dataset.train)
     arms = {one.name: _arm(one, task, spec.candidate(one.name), rows) for one in candidates}
+    own += checking.check_lengths(
+        task, dataset.train, [(one, recipe_length(arms[one.name].default, one)) for one in candidates]
+    )
     longest = max(rungs_of(arm.default, rows, 0, 1)[-1] for arm in arms.values())
     rungs = rungs_of(Recipe(epochs=longest / rows), rows, spec.search.rungs, spec.search.reduction)
     prepared = Prepared(

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ from pmray.spec import Spec
 
 LEDGER = "ledger.jsonl"
 VERDICT = "verdict.json"
+FINDINGS = "findings.json"
 PACKAGES = ("pmray", "ray", "torch", "transformers", "datasets", "scikit-learn", "optuna", "mlflow", "numpy", "pyarrow")
 
 
@@ -43,9 +44,16 @@ class Run:
 
     def write_verdict(self, values: dict[str, Any]) -> None:
         """Write ``verdict.json`` whole or not at all."""
-        partial = self.folder / f".{VERDICT}"
+        self._write(VERDICT, values)
+
+    def write_findings(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the data checks found, ``findings.json``, whole or not at all."""
+        self._write(FINDINGS, list(values))
+
+    def _write(self, name: str, values: object) -> None:
+        partial = self.folder / f".{name}"
         partial.write_text(json.dumps(values, indent=2, default=float) + "\n")
-        partial.replace(self.folder / VERDICT)
+        partial.replace(self.folder / name)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,7 @@ def fit(
 
 def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
     prepared = preparation.prepare(spec, console, strict=strict)
+    run.write_findings([asdict(finding) for finding in prepared.findings])
     if prepared.findings:
         console.print(findings_table(prepared.findings))
     if spec.score is None:

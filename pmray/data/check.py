@@ -5,6 +5,9 @@
 * known_labels    labels that train never shows
 * check_train     too few rows or labels; the same input twice, or with two labels
 * check_splits    empty splits; one group in two splits
+
+What columns and labels look like as a whole is in ``pmray.data.distributions``, rows that are almost equal in
+``pmray.data.duplicates``.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pmray.data.documents import NOT_INPUTS, documents, input_keys
+
 MIN_ROWS = 10
 """Training rows below which nothing is worth fitting."""
 
 NAMED = 5
 """Row ids that a finding names."""
-
-NOT_INPUTS = ("row_id", "label", "group")
 
 Mask = NDArray[np.bool_]
 
@@ -70,7 +73,7 @@ def usable_rows(
         findings += _row_finding("no label", "have no label", table, bad, split, drop)
         keep &= ~bad
         if labels is not None:
-            found, bad = _unlisted(table, labels, split, f"data.labels ({_listed(labels)})", drop)
+            found, bad = _unlisted(table, labels, split, f"data.labels ({listed(labels)})", drop)
             findings += found
             keep &= ~bad
     return table.filter(pa.array(keep)), findings
@@ -80,8 +83,8 @@ def known_labels(splits: Mapping[str, pa.Table], *, drop: bool) -> tuple[dict[st
     """Leave out rows of validation and test whose label train never shows; for specs that list no labels."""
     seen, findings = _labels(splits["train"]), []
     kept = dict(splits)
-    for split in ("validation", "test"):
-        found, bad = _unlisted(kept[split], seen, split, f"the labels of train ({_listed(seen)})", drop)
+    for split in [name for name in ("validation", "test") if name in splits]:
+        found, bad = _unlisted(kept[split], seen, split, f"the labels of train ({listed(seen)})", drop)
         findings += found
         kept[split] = kept[split].filter(pa.array(~bad))
     return kept, findings
@@ -94,15 +97,17 @@ def drop_leaks(splits: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], lis
     """
     kept, findings = dict(splits), []
     for loser, winner in (("validation", "test"), ("train", "test"), ("train", "validation")):
-        ours, theirs = _keys(kept[winner]), _keys(kept[loser])
+        if loser not in kept or winner not in kept:
+            continue
+        ours, theirs = input_keys(kept[winner]), input_keys(kept[loser])
         if ours is None or theirs is None:
             continue
-        leaked, lost = _is_in(ours, theirs), _is_in(theirs, ours)
+        leaked, lost = is_in(ours, theirs), is_in(theirs, ours)
         if not leaked.any():
             continue
-        ids = _ids(kept[winner], leaked)
+        ids = example_ids(kept[winner], leaked)
         message = (
-            f"{winner}: {_count(leaked.sum())} also found in {loser}{_named(ids, leaked.sum())}; "
+            f"{winner}: {counted(leaked.sum())} also found in {loser}{named(ids, leaked.sum())}; "
             f"dropped {lost.sum()} from {loser}"
         )
         findings.append(Finding("warning", f"{winner} rows in {loser}", message, int(leaked.sum()), ids))
@@ -114,7 +119,7 @@ def check_train(train: pa.Table, labels: Sequence[str] | None) -> list[Finding]:
     """Say what makes training rows hard to learn from."""
     findings = []
     if len(train) < MIN_ROWS:
-        message = f"train: {_count(len(train))} left, at least {MIN_ROWS} are needed; add rows"
+        message = f"train: {counted(len(train))} left, at least {MIN_ROWS} are needed; add rows"
         findings.append(Finding("error", "too few rows", message, len(train)))
     if "label" in train.column_names:
         findings += _check_labels(train, labels)
@@ -125,18 +130,18 @@ def check_splits(splits: Mapping[str, pa.Table]) -> list[Finding]:
     """Say which splits are empty, and which groups are in two of them."""
     findings = []
     for split in ("validation", "test"):
-        if not len(splits[split]):
+        if split in splits and not len(splits[split]):
             message = f"{split}: no rows left; give more rows, or a fraction such as `data.{split}: 0.2`"
             findings.append(Finding("error", "empty split", message, 0))
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        if "group" not in splits[first].column_names or "group" not in splits[second].column_names:
+        if any(name not in splits or "group" not in splits[name].column_names for name in (first, second)):
             continue
-        shared = _is_in(splits[second]["group"], splits[first]["group"])
+        shared = is_in(splits[second]["group"], splits[first]["group"])
         if shared.any():
             groups = pc.count_distinct(splits[second]["group"].filter(pa.array(shared))).as_py()
-            ids = _ids(splits[second], shared)
+            ids = example_ids(splits[second], shared)
             message = (
-                f"{second}: {_count(shared.sum())}{_named(ids, shared.sum())} belong to {groups} groups that are also "
+                f"{second}: {counted(shared.sum())}{named(ids, shared.sum())} belong to {groups} groups that are also "
                 f"in {first}; kept, but scores will look better than on new groups"
             )
             findings.append(Finding("warning", "group in two splits", message, int(shared.sum()), ids))
@@ -146,51 +151,62 @@ def check_splits(splits: Mapping[str, pa.Table]) -> list[Finding]:
 def _check_labels(train: pa.Table, labels: Sequence[str] | None) -> list[Finding]:
     findings = []
     several = pa.types.is_list(train["label"].type)
-    counts = _label_counts(train)
+    counts = label_counts(train)
     if len(train) and len(counts) < (1 if several else 2):
         found = f"only the label {next(iter(counts))!r}" if counts else "no label at all"
         message = f"train: {found} found; at least two are needed, so check `data.columns` and the label column"
         findings.append(Finding("error", "single label", message, len(train)))
     if rare := sorted(label for label, count in counts.items() if count < 2):
-        message = f"train: only one row each has the label {_listed(rare)}; kept, but such labels cannot be learned"
+        message = f"train: only one row each has the label {listed(rare)}; kept, but such labels cannot be learned"
         findings.append(Finding("warning", "rare label", message, len(rare)))
     if absent := [label for label in labels or () if label not in counts]:
-        message = f"train: no row has the label {_listed(absent)} of data.labels; it will never be predicted"
+        message = f"train: no row has the label {listed(absent)} of data.labels; it will never be predicted"
         findings.append(Finding("warning", "absent label", message, len(absent)))
     return findings
 
 
 def _check_repeats(train: pa.Table) -> list[Finding]:
-    """Find inputs that are there twice, and those with different labels."""
-    keys = _keys(train)
+    """Find inputs that are there twice, and those that have different labels (after normalising text)."""
+    keys = input_keys(train)
     if keys is None or not len(train):
         return []
-    coded = np.concatenate([chunk.indices.to_numpy() for chunk in keys.dictionary_encode().chunks])
-    repeated = np.bincount(coded)[coded] > 1
-    rows = train.filter(pa.array(repeated))
-    # Only the repeated rows are walked through in Python; they are few.
-    together = defaultdict(list)
-    for position, key in enumerate(coded[repeated].tolist()):
-        together[key].append(position)
     findings = []
+    together = _together(keys)
     if together:
-        again = sorted(position for positions in together.values() for position in positions[1:])
-        ids = tuple(rows["row_id"].take(again[:NAMED]).to_pylist())
-        message = f"train: {_count(len(again))} repeat an earlier row{_named(ids, len(again))}; kept"
+        again = sorted(position for positions in together for position in positions[1:])
+        ids = tuple(train["row_id"].take(again[:NAMED]).to_pylist())
+        message = f"train: {counted(len(again))} repeat an earlier row{named(ids, len(again))}; kept"
         findings.append(Finding("info", "repeated row", message, len(again), ids))
-    if "label" in train.column_names:
-        labels = [tuple(sorted(set(one))) if isinstance(one, list) else one for one in rows["label"].to_pylist()]
-        differing = (
-            positions for positions in together.values() if len({labels[position] for position in positions}) > 1
+    if "label" not in train.column_names:
+        return findings
+    texts = documents(train)
+    same = together if texts is None else _together(texts)
+    members = sorted(position for positions in same for position in positions)
+    found = train["label"].take(pa.array(members, pa.int64())).to_pylist()
+    labels = {
+        position: tuple(sorted(set(one))) if isinstance(one, list) else one
+        for position, one in zip(members, found, strict=True)
+    }
+    differing = (positions for positions in same if len({labels[position] for position in positions}) > 1)
+    if torn := sorted(position for positions in differing for position in positions):
+        ids = tuple(train["row_id"].take(torn[:NAMED]).to_pylist())
+        message = (
+            f"train: {counted(len(torn))} have the same input (but for case, space and punctuation) and different "
+            f"labels{named(ids, len(torn))}; kept"
         )
-        torn = sorted(position for positions in differing for position in positions)
-        if torn:
-            ids = tuple(rows["row_id"].take(torn[:NAMED]).to_pylist())
-            message = (
-                f"train: {_count(len(torn))} have the same input but different labels{_named(ids, len(torn))}; kept"
-            )
-            findings.append(Finding("warning", "contradictory labels", message, len(torn), ids))
+        findings.append(Finding("warning", "contradictory labels", message, len(torn), ids))
     return findings
+
+
+def _together(keys: pa.ChunkedArray) -> list[list[int]]:
+    """Positions of rows with equal keys, for the keys that several rows have."""
+    coded = keys.combine_chunks().dictionary_encode().indices.to_numpy()
+    repeated = np.flatnonzero(np.bincount(coded)[coded] > 1)
+    # Only the repeated rows are walked through in Python; they are few.
+    positions = defaultdict(list)
+    for position, key in zip(repeated.tolist(), coded[repeated].tolist(), strict=True):
+        positions[key].append(position)
+    return list(positions.values())
 
 
 def _row_finding(
@@ -199,34 +215,35 @@ def _row_finding(
     count = int(bad.sum())
     if not count:
         return []
-    ids = _ids(table, bad)
+    ids = example_ids(table, bad)
     what = what.replace("have ", "has ", 1) if count == 1 else what
     done = "dropped" if drop else f"{fix}, or set `data.bad_rows: drop`"
-    message = f"{split}: {_count(count)} {what}{_named(ids, count)}; {done}"
+    message = f"{split}: {counted(count)} {what}{named(ids, count)}; {done}"
     return [Finding("warning" if drop else "error", check, message, count, ids)]
 
 
 def _unlisted(table: pa.Table, known: Iterable[str], split: str, place: str, drop: bool) -> tuple[list[Finding], Mask]:
     """Find rows with a label that is not known."""
-    values, parents = _flat(table["label"])
-    strange = ~_is_in(values, pa.chunked_array([pa.array(list(known), pa.string())])) & values.is_valid().to_numpy()
+    values, parents = flat_labels(table["label"])
+    strange = ~is_in(values, pa.chunked_array([pa.array(list(known), pa.string())])) & values.is_valid().to_numpy()
     bad = np.zeros(len(table), dtype=bool)
     bad[parents[strange]] = True
     names = sorted(values.filter(pa.array(strange)).unique().to_pylist())
-    what = f"have a label that is not one of {place}: {_listed(names)}"
+    what = f"have a label that is not one of {place}: {listed(names)}"
     return _row_finding("unknown label", what, table, bad, split, drop, "correct them"), bad
 
 
 def _labels(table: pa.Table) -> list[str]:
-    return sorted(_flat(table["label"])[0].drop_null().unique().to_pylist())
+    return sorted(flat_labels(table["label"])[0].drop_null().unique().to_pylist())
 
 
-def _label_counts(table: pa.Table) -> Counter[str]:
-    counts = pc.value_counts(_flat(table["label"])[0].combine_chunks())
+def label_counts(table: pa.Table) -> Counter[str]:
+    """Rows (of lists: mentions) of each label."""
+    counts = pc.value_counts(flat_labels(table["label"])[0].combine_chunks())
     return Counter(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
+def flat_labels(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
     """All labels one after the other, and the row each belongs to."""
     if not pa.types.is_list(column.type):
         return column, np.arange(len(column))
@@ -237,7 +254,7 @@ def _flat(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
 def _unlabelled(column: pa.ChunkedArray) -> Mask:
     """Rows without a label. An empty list is a label: none of them applies."""
     missing: Mask = column.is_null().to_numpy().copy()
-    values, parents = _flat(column)
+    values, parents = flat_labels(column)
     missing[parents[values.is_null().to_numpy()]] = True
     return missing
 
@@ -253,40 +270,28 @@ def _blank(column: pa.ChunkedArray) -> Mask:
     return blank
 
 
-def _keys(table: pa.Table) -> pa.ChunkedArray | None:
-    """One text for each row that is equal where all inputs are; None where inputs are not text."""
-    parts = []
-    for role in table.column_names:
-        if role in NOT_INPUTS:
-            continue
-        column = table[role]
-        if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
-            column = pc.binary_join(column, "\x1f")
-        if not pa.types.is_string(column.type):
-            return None
-        parts.append(pc.fill_null(column, ""))
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "\x1e")
-
-
-def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> Mask:
+def is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> Mask:
+    """Which of these values are also among the others; null is in nothing."""
     found: Mask = pc.is_in(values, value_set=others.drop_null().unique()).to_numpy()
     return found
 
 
-def _ids(table: pa.Table, rows: Mask) -> tuple[str, ...]:
+def example_ids(table: pa.Table, rows: Mask) -> tuple[str, ...]:
+    """Ids of the first few rows of a mask."""
     return tuple(table["row_id"].take(np.flatnonzero(rows)[:NAMED]).to_pylist())
 
 
-def _named(ids: Sequence[str], count: int) -> str:
+def named(ids: Sequence[str], count: int) -> str:
+    """The ids in brackets, with a sign that there are more."""
     return f" ({', '.join(ids)}{', …' if count > len(ids) else ''})"
 
 
-def _count(rows: int) -> str:
+def counted(rows: int) -> str:
+    """A number of rows in words."""
     return "1 row" if rows == 1 else f"{rows} rows"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(map(repr, names[:10]))
     return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown

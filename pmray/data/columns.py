@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,18 @@ COMMON_NAMES = {
     "group": ("user", "author", "speaker", "patient", "document"),
 }
 """Names that other data sets use for a role; proposed where a column is missing."""
+
+
+def find_column(role: str, names: Iterable[str]) -> str | None:
+    """The column that a role means where a spec names none: of its own name, else of a name that others use for it.
+
+    >>> find_column("label", ["text", "labels"]), find_column("text", ["Review", "stars"]), find_column("group", [])
+    ('labels', 'Review', None)
+    """
+    known = list(names)
+    lower = {name.lower(): name for name in reversed(known)}
+    wanted = (role, *(("labels",) if role == "label" else ()), *COMMON_NAMES.get(role, ()))
+    return next((lower[name] for name in wanted if name in lower), None)
 
 
 def role_columns(parts: Sequence[Part], roles: Mapping[str, bool], columns: Mapping[str, str]) -> pa.Table:

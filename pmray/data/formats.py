@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -256,8 +257,27 @@ def _read_json(file: File, content: bytes) -> Rows:
     names = dict.fromkeys(name for value in rows.values() for name in value)
     if not names and not bad:
         raise DataError(f'{file.path} holds no row with a field; expected objects such as {{"text": …, "label": …}}')
-    table = pa.table({name: _json_column([value.get(name) for value in rows.values()]) for name in names})
-    return table, np.array(list(rows), dtype=np.int64), bad
+    columns, fields = [], []
+    for name in names:
+        values = [value.get(name) for value in rows.values()]
+        columns.append(_json_column(values))
+        fields.append(pa.field(name, columns[-1].type, metadata=_mixture(values, columns[-1].type, list(rows))))
+    return pa.table(columns, schema=pa.schema(fields)), np.array(list(rows), dtype=np.int64), bad
+
+
+MIXTURE = b"pmray.mixture"
+"""Metadata of a column whose values were of several kinds and became text: see ``_mixture``."""
+
+
+def _mixture(values: list[Any], kind: pa.DataType, rows: list[int]) -> dict[bytes, bytes] | None:
+    """Where scalars of several kinds became text: the kinds, how many are not of the commonest, the first few rows."""
+    if not pa.types.is_string(kind) or all(value is None or isinstance(value, str) for value in values):
+        return None
+    kinds = [None if value is None else json_kind(value) for value in values]
+    (common, _), *others = Counter(one for one in kinds if one).most_common()
+    odd = [row for row, one in zip(rows, kinds, strict=True) if one not in (None, common)]
+    found = {"kinds": [common, *(name for name, _ in others)], "count": len(odd), "rows": odd[:5]}
+    return {MIXTURE: json.dumps(found).encode()} if odd else None
 
 
 def _json_values(file: File, text: str) -> Iterator[tuple[int, Any]]:

@@ -2,6 +2,7 @@
 
 * load_rows       one source as it is, with a ``row_id`` column
 * load_data       all splits: only the columns of the task, labels as text, checked, leaks dropped
+* examine         the same with all that was found, where ``load_data`` raises at the first error
 * cached_data     the same, once per content; memory-mapped afterwards, the labels of test sealed in a file of their own
 * read_sealed     opens those labels
 """
@@ -19,17 +20,17 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pmray.data import check
+from pmray.data import check, distributions
 from pmray.data.check import Finding
 from pmray.data.columns import role_columns, stacked
 from pmray.data.encode import finished_folder, read_arrow, write_arrow
 from pmray.data.formats import Part
 from pmray.data.sources import content_key, read_source
 from pmray.data.split import sample, split_off
-from pmray.errors import DataError
+from pmray.errors import DataError, first_problems
 from pmray.spec import Data, Source, digest
 
-LOADER_VERSION = 1
+LOADER_VERSION = 2
 """Part of every key: raise it when the same files would give other tables."""
 
 SPLITS = ("train", "validation", "test")
@@ -51,6 +52,18 @@ class Dataset:
     """What was found and what was done about it; no errors, since those stop the load."""
     key: str
     """See ``data_key``."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Rows as a run would use them, and everything that was found in them."""
+
+    splits: Mapping[str, pa.Table]
+    """Split -> usable rows, leaks dropped; labels of test included."""
+    findings: tuple[Finding, ...]
+    """Errors too."""
+    parts: Mapping[str, Sequence[Part]]
+    """Split -> what was read, with all columns; fractions of train are part of train."""
 
 
 def load_rows(source: Source, *, split: str) -> pa.Table:
@@ -167,19 +180,30 @@ def read_sealed(cache: Path, key: str) -> pa.Table:
 T = TypeVar("T")
 
 
-def _load(data: Data, roles: Mapping[str, bool], key: str) -> Dataset:
+def examine(data: Data, roles: Mapping[str, bool], *, only: Sequence[str] = SPLITS) -> Examined:
+    """Read, map, split and check rows; what is wrong with single rows, labels and splits is found, not raised.
+
+    Args:
+        data: Section ``data`` of the spec.
+        roles: See ``load_data``.
+        only: Splits that are looked at; what is not among them is neither read nor split off.
+
+    Raises:
+        DataError: A source cannot be read as a whole, a column is missing, or nothing can be split off.
+    """
     drop = data.bad_rows == "drop"
-    parts = _each_source(data, partial(read_source, drop=drop))
+    parts = _each_source(data, partial(read_source, drop=True), only)
     _refuse_shared_files(parts)
-    tables = _each_source(data, lambda _, split: role_columns(parts[split], roles, data.columns))
+    tables = _each_source(data, lambda _, split: role_columns(parts[split], roles, data.columns), only)
     if len(kinds := {table["label"].type for table in tables.values() if "label" in table.column_names}) > 1:
         raise DataError(f"the splits write labels in different ways ({', '.join(map(str, kinds))}); use one way")
-    findings = [finding for split in parts for finding in _dropped(parts[split], split)]
+    findings = [finding for split in parts for finding in _unreadable(parts[split], split, drop)]
     for split in tables:
+        findings += distributions.check_kinds(parts[split], split, [data.columns.get(role, role) for role in roles])
         tables[split], found = check.usable_rows(tables[split], split, labels=data.labels, drop=drop)
         findings += found
     try:
-        splits = _with_fractions(tables, data)
+        splits = _with_fractions(tables, data, only)
     except DataError as error:
         raise DataError([*_errors(findings), *error.problems]) from None
     splits, found = check.drop_leaks(splits)
@@ -190,15 +214,21 @@ def _load(data: Data, roles: Mapping[str, bool], key: str) -> Dataset:
         splits, found = check.known_labels(splits, drop=drop)
         findings += found
     findings += check.check_train(splits["train"], data.labels) + check.check_splits(splits)
-    if errors := _errors(findings):
+    findings += distributions.check_distributions(splits)
+    return Examined(splits, tuple(findings), parts)
+
+
+def _load(data: Data, roles: Mapping[str, bool], key: str) -> Dataset:
+    examined = examine(data, roles)
+    if errors := _errors(examined.findings):
         raise DataError(errors)
-    return Dataset(**splits, findings=tuple(findings), key=key)
+    return Dataset(**examined.splits, findings=examined.findings, key=key)
 
 
-def _each_source(data: Data, read: Callable[[Source, str], T]) -> dict[str, T]:
+def _each_source(data: Data, read: Callable[[Source, str], T], only: Sequence[str] = SPLITS) -> dict[str, T]:
     """Apply `read` to every split that is a source; the problems of all are raised together."""
     found, problems = {}, []
-    for split in SPLITS:
+    for split in only:
         source = getattr(data, split)
         if isinstance(source, float):
             continue
@@ -228,22 +258,26 @@ def _refuse_shared_files(parts: Mapping[str, list[Part]]) -> None:
         raise DataError(problems)
 
 
-def _dropped(parts: Sequence[Part], split: str) -> list[Finding]:
-    """Tell which rows the readers left out."""
+def _unreadable(parts: Sequence[Part], split: str, drop: bool) -> list[Finding]:
+    """Tell which rows could not be read; their description where they are not to be dropped."""
     findings = []
     for part in parts:
         if part.bad:
             count, ids = len(part.bad), tuple(f"{part.name}:{row}" for row in list(part.bad)[: check.NAMED])
-            message = f"{split}: {count} rows of {part.name} cannot be read ({', '.join(ids)}); dropped"
-            findings.append(Finding("warning", "unreadable row", message, count, ids))
+            message = f"{split}: {check.counted(count)} of {part.name} cannot be read{check.named(ids, count)}; " + (
+                "dropped"
+                if drop
+                else "\n".join(["repair them, or set `data.bad_rows: drop`", *first_problems(list(part.bad.values()))])
+            )
+            findings.append(Finding("warning" if drop else "error", "unreadable row", message, count, ids))
     return findings
 
 
-def _with_fractions(tables: Mapping[str, pa.Table], data: Data) -> dict[str, pa.Table]:
+def _with_fractions(tables: Mapping[str, pa.Table], data: Data, only: Sequence[str]) -> dict[str, pa.Table]:
     """Split test, then validation, off train where they are fractions of it."""
     splits, rest, left = dict(tables), tables["train"], 1.0
     label, group = _if_there("label", tables), _if_there("group", tables)
-    for split in ("test", "validation"):
+    for split in [name for name in ("test", "validation") if name in only]:
         fraction = getattr(data, split)
         if isinstance(fraction, float):
             try:
@@ -251,7 +285,7 @@ def _with_fractions(tables: Mapping[str, pa.Table], data: Data) -> dict[str, pa.
             except DataError as error:
                 raise DataError([f"data.{split}: {problem}" for problem in error.problems]) from None
             left -= fraction
-    return {"train": rest, "validation": splits["validation"], "test": splits["test"]}
+    return {"train": rest, **{split: splits[split] for split in only if split != "train"}}
 
 
 def _if_there(role: str, splits: Mapping[str, pa.Table]) -> str | None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from pmray.data.check import Finding
 from pmray.data.columns import each_element
 from pmray.data.formats import FORMATS, KNOWN_KINDS, File, Part, plain_table, reaching, read_file
 from pmray.errors import DataError, first_problems, nearest
@@ -65,6 +66,42 @@ def content_key(source: Source, split: str) -> list[list[str]]:
             with reaching(origin.name), origin.system.open(origin.path, "rb") as stream:
                 keys.append([origin.name, file_digest(stream, "sha256").hexdigest()])
     return keys
+
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""Words in the names of files (or of their folders) that say which split they are."""
+
+
+def split_files(source: Source) -> tuple[dict[str, Source], list[Finding]]:
+    """Sort the files of a source into splits by their names; all is train where no name says train.
+
+    Returns:
+        Split -> its files, and what was left out because its name says no split.
+
+    Raises:
+        DataError: The source names no file.
+    """
+    origins = _origins(source, "train")
+    files = [origin for origin in origins if isinstance(origin, File)]
+    splits: dict[str, list[str]] = {}
+    rest = []
+    for file in files:
+        words = set(re.split(r"[^a-z]+", file.name.lower()))
+        split = next((split for split, names in SPLIT_NAMES.items() if words & {*names}), None)
+        splits.setdefault(split, []).append(file.address) if split else rest.append(file.name)
+    if len(files) < len(origins) or "train" not in splits:
+        return {"train": source}, []
+    left_out = Finding(
+        "info",
+        "file left out",
+        f"{len(rest)} files whose names say no split are left out: {', '.join(rest[:5])}",
+        len(rest),
+    )
+    return {split: splits[split] for split in SPLIT_NAMES if split in splits}, [left_out] if rest else []
 
 
 def _origins(source: Source, split: str) -> list[File | HubDataset]:

@@ -146,17 +146,13 @@ class TrialBoard:
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What the data check found."""
     table = Table(title="Data", title_justify="left")
-    for heading in ("severity", "check", "rows", "what was found and done", "for example"):
+    for heading in ("severity", "check", "rows", "what was found and done"):
         table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
     style = {"error": "red", "warning": "yellow", "info": "dim"}
     for one in findings:
-        table.add_row(
-            Text(one.severity, style=style[one.severity]),
-            one.check,
-            str(one.count),
-            one.message,
-            ", ".join(one.examples[:3]),
-        )
+        ids = [row_id for row_id in one.examples[:3] if row_id not in one.message]
+        told = f"{one.message} (see {', '.join(ids)})" if ids else one.message
+        table.add_row(Text(one.severity, style=style[one.severity]), one.check, str(one.count), Text(told))
     return table
 
 

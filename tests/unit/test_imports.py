@@ -25,6 +25,7 @@ def loaded_by(code: str) -> list[str]:
     [
         "import pmray",
         "from typer.testing import CliRunner; from pmray.cli import app; CliRunner().invoke(app, ['--help'])",
+        "import pmray; pmray.check",
         "import pmray; pmray.load_spec; pmray.Spec(task='text-classification', data={'train': 'a'}, candidates=['a'])",
     ],
 )
@@ -37,7 +38,20 @@ def test_help_answers_at_once():
     out = subprocess.run([sys.executable, "-m", "pmray", "--help"], capture_output=True, text=True, check=True).stdout
     # 0.15 s on two quiet cores; the bound only catches a heavy import that crept in.
     assert time.perf_counter() - started < 5
-    for verb in ["init", "plan", "rank", "sweep", "fit", "evaluate", "compare", "serve", "promote", "runs", "demo"]:
+    for verb in [
+        "init",
+        "check",
+        "plan",
+        "rank",
+        "sweep",
+        "fit",
+        "evaluate",
+        "compare",
+        "serve",
+        "promote",
+        "runs",
+        "demo",
+    ]:
         assert f"  {verb} " in out
 
 
@@ -53,5 +67,5 @@ def test_no_public_name_is_also_a_module():
 
 
 def test_the_pure_rooms_import_without_ray():
-    for name in ("selection.verdict", "training.trial", "preparation", "evaluation", "registry", "run"):
+    for name in ("selection.verdict", "training.trial", "preparation", "checking", "evaluation", "registry", "run"):
         importlib.import_module(f"pmray.{name}")

@@ -125,3 +125,12 @@ def test_a_run_cannot_lie_where_pmray_keeps_its_cache(tmp_path, name):
     values = {"name": name, "task": "text-classification", "data": {"train": "x.csv"}, "candidates": ["a/bert"]}
     with pytest.raises(ValueError, match="name"):
         spec_from(values)
+
+
+def test_findings_of_the_data_are_kept_for_reports(spec):
+    finding = {"severity": "warning", "check": "empty text", "message": "…", "count": 1, "examples": ("a:1",)}
+    with open_run(spec) as run:
+        run.write_findings([finding])
+        run.write_findings([finding, finding])
+    assert json.loads((spec.folder / "findings.json").read_text()) == [{**finding, "examples": ["a:1"]}] * 2
+    assert not (spec.folder / ".findings.json").exists()

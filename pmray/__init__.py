@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pmray.comparison import Compared, compare
     from pmray.data.load import Dataset, load_data
     from pmray.errors import (
         CandidateUnavailable,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         TrialError,
         UnknownName,
     )
-    from pmray.evaluation import Compared, Evaluation, compare, evaluate
+    from pmray.evaluation import Evaluation, evaluate
     from pmray.planning import Plan, plan
     from pmray.registry import promote
     from pmray.serving.app import Deployed, deploy
@@ -41,7 +42,8 @@ _HOME = {
         ),
         "errors",
     ),
-    **dict.fromkeys(("Compared", "Evaluation", "compare", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Compared", "compare"), "comparison"),
+    **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),

@@ -407,6 +407,13 @@ def _known_rows(data: Source, task: Task, columns: Mapping[str, str]) -> Labelle
     """Read rows for a model that knows its labels, and refuse others."""
     roles = {role: needed for role, needed in task.columns.items() if needed or (role == "text_pair" and _pair(task))}
     rows = read_labelled(data, roles, {role: name for role, name in columns.items() if role in roles})
+    several = getattr(task, "multi_label", rows.multi_label)
+    if several != rows.multi_label:
+        says, has = ("any number of labels", "one") if several else ("one label", "lists of them")
+        raise DataError(
+            f"the model says {says} a row, but the data has {has} in column {rows.names['label']!r}; "
+            "`--column label=NAME` names another"
+        )
     _check_labels(rows, task.labels)
     return rows
 

@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -163,7 +164,7 @@ def predict(
     given = columns or {}
     if model.startswith(("http://", "https://")):
         endpoint = Endpoint(model)
-        with endpoint.client:
+        with closing(endpoint.client):
             rows = _known_rows(data, endpoint.task, {**endpoint.settings.get("columns", {}), **given})
             return _ask(model, endpoint, endpoint.settings, rows, endpoint.chunk, latency_rows, progress)
     if _is_file(model):
@@ -183,7 +184,7 @@ def trained_columns(model: str, registry: str | None) -> Mapping[str, str] | Non
     """Role -> column that a bundle or endpoint was trained with; None for what pmray did not train."""
     if model.startswith(("http://", "https://")):
         endpoint = Endpoint(model)
-        with endpoint.client:
+        with closing(endpoint.client):
             return dict(endpoint.settings.get("columns", {}))
     if _is_file(model) or _is_pretrained(model):
         return None
@@ -374,6 +375,7 @@ def _as_bundle(model: str, rows: LabelledRows, labels: Sequence[str] | None) -> 
         )
     if config.problem_type == "regression" or config.num_labels == 1:
         raise CandidateUnavailable(f"{model} predicts one number (regression), not labels; it cannot be scored on them")
+    _refuse_untrained_head(model, pretrained.folder, config)
     kind = config.problem_type
     if kind is not None and (kind == "multi_label_classification") != rows.multi_label:
         says, has = ("any number of labels", "one") if not rows.multi_label else ("one label", "lists of them")
@@ -388,6 +390,26 @@ def _as_bundle(model: str, rows: LabelledRows, labels: Sequence[str] | None) -> 
         "max_length": min(MAX_LENGTH, pretrained.max_positions or MAX_LENGTH),
     }
     return Bundle(Path(pretrained.folder), settings, task)
+
+
+def _refuse_untrained_head(model: str, folder: str, config: Any) -> None:
+    """Transformers fills weights that a file lacks with random numbers; of a head these would be scored as a model."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    body = f"{empty.base_model_prefix}."
+    there: set[str] = set()
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            there.update(tensors.keys())
+    if lacking := [name for name, _ in empty.named_parameters() if not name.startswith(body) and name not in there]:
+        raise CandidateUnavailable(
+            f"{model} lacks the weights of its head ({', '.join(lacking)}), which would be random; save all of "
+            "it with `save_pretrained`"
+        )
 
 
 def _scorer(bundle: Bundle, model: str) -> Scorer:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import pmray
-from pmray.errors import DataError, EndpointError, RegistryError, SpecError
 from pmray.comparison import compare
+from pmray.errors import DataError, EndpointError, RegistryError, SpecError
 from pmray.evaluation import evaluate, save_predictions
 from tests.tiny import tiny_bundle, tiny_rows, write_rows
 

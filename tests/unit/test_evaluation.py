@@ -136,6 +136,16 @@ def test_models_that_cannot_be_scored_are_one_clear_error(tmp_path, data, make, 
         quick(make(tmp_path / "model"), data)
 
 
+def test_a_head_without_weights_is_refused(tmp_path, data):
+    from safetensors.torch import load_file, save_file
+
+    weights = foreign(tmp_path / "model") / "model.safetensors"
+    body = {name: value for name, value in load_file(weights).items() if not name.startswith("classifier")}
+    save_file(body, weights, metadata={"format": "pt"})
+    with pytest.raises(CandidateUnavailable, match=r"lacks the weights of its head \(classifier.weight, "):
+        quick(weights.parent, data)
+
+
 def test_pickled_weights_are_not_opened(tmp_path, data):
     folder = foreign(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -53,5 +53,14 @@ def test_no_public_name_is_also_a_module():
 
 
 def test_the_pure_rooms_import_without_ray():
-    for name in ("selection.verdict", "training.trial", "preparation", "evaluation", "registry", "run"):
+    for name in (
+        "selection.verdict",
+        "training.trial",
+        "preparation",
+        "predictors",
+        "evaluation",
+        "comparison",
+        "registry",
+        "run",
+    ):
         importlib.import_module(f"pmray.{name}")

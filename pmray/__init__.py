@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pmray.checking import Checked, check
+    from pmray.comparison import Compared, compare
     from pmray.data.load import Dataset, load_data
     from pmray.errors import (
         CandidateUnavailable,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         TrialError,
         UnknownName,
     )
-    from pmray.evaluation import Compared, Evaluation, compare, evaluate
+    from pmray.evaluation import Evaluation, evaluate
     from pmray.planning import Plan, plan
     from pmray.registry import promote
     from pmray.serving.app import Deployed, deploy
@@ -43,7 +44,8 @@ _HOME = {
         ),
         "errors",
     ),
-    **dict.fromkeys(("Compared", "Evaluation", "compare", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Compared", "compare"), "comparison"),
+    **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),

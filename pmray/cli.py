@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -54,6 +55,25 @@ Columns = Annotated[
         "--column", help="Role=column of the data, such as text=message. May be repeated.", metavar="ROLE=NAME"
     ),
 ]
+
+MODEL_KINDS = (
+    "Bundle folder, NAME[@alias] in the registry, URL of an endpoint, folder or Hub id of a transformers model with a "
+    "classification head, or file of predictions (.csv, .parquet)."
+)
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the outputs, in order, of a model that calls them LABEL_0; for predictions, all labels.",
+        metavar="A,B",
+    ),
+]
+
+
+class SliceSearch(StrEnum):
+    """How slices are looked for."""
+
+    auto = "auto"
+
 
 DEFAULT_STORAGE = "runs"
 INTERRUPTED = 130
@@ -203,16 +223,26 @@ def fit(
 @app.command()
 @_answering
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Bundle folder, NAME[@alias] in the registry, or URL of an endpoint.")],
+    model: Annotated[str, typer.Argument(help=MODEL_KINDS)],
     data: Annotated[str, typer.Argument(help="Labelled rows: file, glob, folder, URL or hub:NAME.")],
     column: Columns = None,
+    labels: Labels = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Score every value of this column of the data, or of length. May be repeated."),
+    ] = None,
+    slices: Annotated[
+        SliceSearch | None, typer.Option(help="Look for the slices with the most errors: columns, lengths, words.")
+    ] = None,
+    min_slice_rows: Annotated[int, typer.Option(min=2, help="Rows of the smallest slice.")] = 30,
+    errors: Annotated[int, typer.Option(min=0, help="Show so many wrong rows, the most confident first.")] = 0,
     registry: Registry = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Also write every row's prediction (.parquet or .csv).")
     ] = None,
     as_json: AsJson = False,
 ) -> Answer:
-    """Score a model on labelled rows, with intervals; the same numbers offline and through its endpoint."""
+    """Score a model, or predictions in a file, on labelled rows: metrics, calibration, slices, errors."""
     from pmray.evaluation import evaluate as evaluate_model
     from pmray.evaluation import save_predictions
     from pmray.report.console import counted, people
@@ -221,7 +251,16 @@ def evaluate(
     console = people()
     with counted(console, "evaluating") as progress:
         found = evaluate_model(
-            model, data, registry=_registry(registry), columns=_pairs(column, "--column"), progress=progress
+            model,
+            data,
+            registry=_registry(registry),
+            columns=_pairs(column, "--column"),
+            labels=_listed(labels),
+            by=by or (),
+            slices=slices.value if slices else None,
+            min_slice_rows=min_slice_rows,
+            errors=errors,
+            progress=progress,
         )
     if predictions:
         save_predictions(found, predictions)
@@ -232,14 +271,17 @@ def evaluate(
 @_answering
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Two or more models, then the labelled data.", metavar="MODEL... DATA")
+        list[str],
+        typer.Argument(help=f"Two or more models, then the labelled data. {MODEL_KINDS}", metavar="MODEL... DATA"),
     ],
     column: Columns = None,
+    labels: Labels = None,
+    examples: Annotated[int, typer.Option(min=0, help="Show so many rows on which they disagree.")] = 5,
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Compare models on the same labelled rows, with paired tests."""
-    from pmray.evaluation import compare as compare_models
+    from pmray.comparison import compare as compare_models
     from pmray.report.console import counted, people
     from pmray.report.evaluation import comparison_table
 
@@ -249,7 +291,13 @@ def compare(
     console = people()
     with counted(console, "comparing") as progress:
         found = compare_models(
-            names, data, registry=_registry(registry), columns=_pairs(column, "--column"), progress=progress
+            names,
+            data,
+            registry=_registry(registry),
+            columns=_pairs(column, "--column"),
+            labels=_listed(labels),
+            examples=examples,
+            progress=progress,
         )
     return found.to_json(), lambda console: console.print(comparison_table(found))
 
@@ -368,6 +416,11 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise typer.BadParameter(f"{option} {one}: the value is not YAML ({error})") from None
     return pairs
+
+
+def _listed(given: str | None) -> list[str] | None:
+    """``a, b`` as a list; None stays None."""
+    return None if given is None else [one.strip() for one in given.split(",")]
 
 
 def _registry(uri: str | None) -> str:

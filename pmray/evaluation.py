@@ -1,36 +1,47 @@
-"""Score and compare models on labelled rows: bundles, registered versions and endpoints, with the same code."""
+"""Score a model on labelled rows: overall, class by class, slice by slice, and where it is confident and wrong.
+
+``pmray.predictors`` asks the model, whatever it is; ``pmray.comparison`` sets several beside each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pmray.bundle import SETTINGS, open_bundle
-from pmray.data.load import load_labelled
-from pmray.errors import DataError, EndpointError
-from pmray.registry import find
+from pmray.data.labelled import LabelledRows
+from pmray.errors import DataError
+from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict
+from pmray.reliability import Reliability, reliability
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.metrics import confusion
-from pmray.scoring.paired import Paired, groups, holm, paired_bootstrap
-from pmray.serving.scorer import Answer, Refused, Scorer
+from pmray.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_by, worst_slices
 from pmray.spec import Source
 from pmray.tasks.base import Outcomes, Task
-from pmray.training.trial import open_task
 
-CHUNK = 512
-"""Rows in one request, or in one step of the progress bar."""
+INPUTS = ("text", "text_pair")
+"""Roles that hold what a person can read."""
 
-TIMEOUT_S = 120.0
+
+@dataclass(frozen=True)
+class Mistake:
+    """A row whose prediction is wrong."""
+
+    row_id: str
+    true: str
+    """Its label; several are joined by ``|``."""
+    said: str
+    confidence: float | None
+    """Probability of what was said; of several labels, of the one that is furthest off. None without scores."""
+    inputs: Mapping[str, str]
+    """Role -> text, where the data has it."""
 
 
 @dataclass(frozen=True)
@@ -38,103 +49,39 @@ class Evaluation:
     """A model's scores on labelled rows."""
 
     source: str
-    """Bundle folder or URL."""
+    """Bundle folder, URL, model or file of predictions."""
     rows: int
     """Scored; refused ones are not counted."""
     metric: str
-    """The one that decided when the model was chosen."""
+    """The one that decided when the model was chosen, or the task's default."""
     score: Interval
     metrics: Mapping[str, Interval]
     per_class: Mapping[str, Mapping[str, Interval]]
     confusion: list[list[int]] | None
     """Rows by true (down) and predicted (across) label; None where a row has several labels."""
     labels: tuple[str, ...]
+    calibration: Reliability | None
+    """Of the label that was said; of several labels a row, of every label. None where scores are no probabilities."""
     refused: Sequence[Mapping[str, str]]
     """``row_id`` and ``error`` of rows that could not be answered."""
-    row_ids: Sequence[str] = field(repr=False)
-    scores: NDArray[np.float32] = field(repr=False)
+    speed: Speed | None = None
+    """None where it was not measured, as for predictions from a file."""
+    slices: Mapping[str, Sequence[Slice]] = field(default_factory=dict)
+    """Column -> its slices, for the columns that were asked for."""
+    worst_slices: WorstSlices | None = None
+    """None where no search was asked for."""
+    mistakes: Sequence[Mistake] = ()
+    """As many as were asked for, most confident first; without scores, in the order of the rows."""
+    row_ids: Sequence[str] = field(default=(), repr=False)
+    scores: NDArray[np.float32] | None = field(default=None, repr=False)
     """Score vectors, shape (rows, labels)."""
-    outcomes: Outcomes = field(repr=False)
-    task: Task = field(repr=False)
+    outcomes: Outcomes = field(default_factory=lambda: np.zeros((0, 2), np.int64), repr=False)
+    task: Task | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as plain values, without the rows."""
         hidden = ("row_ids", "scores", "outcomes", "task")
         return {key: _plain(value) for key, value in vars(self).items() if key not in hidden}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model's line in a comparison."""
-
-    name: str
-    score: Interval
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two models on the same rows; `first` has the higher score."""
-
-    first: str
-    second: str
-    paired: Paired
-    adjusted_p: float
-    """After Holm's correction for all pairs."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Models on the same rows."""
-
-    metric: str
-    rows: int
-    lines: tuple[Scored, ...]
-    """Best first."""
-    comparisons: tuple[Pair, ...]
-    groups: list[list[str]]
-    """Members of a group cannot be told apart from its best."""
-    disagreements: int
-    """Rows on which not all models say the same."""
-    examples: Sequence[str]
-    """Row ids of the first few of them."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the comparison as plain values."""
-        return asdict(self)
-
-
-class Endpoint:
-    """A served model that answers rows over HTTP as a ``Scorer`` does in this process."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.client = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
-        facts = self._ask("GET", "/v1/model")
-        self.settings: Mapping[str, Any] = facts["settings"]
-        self.task = open_task(self.settings["task"])
-        self.chunk = min(CHUNK, int(facts["max_rows"]))
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer | Refused]:
-        """Answer every row, in order."""
-        found = self._ask("POST", "/v1/predict", {"rows": list(rows)})["predictions"]
-        return [
-            Refused(one["error"])
-            if one.get("error")
-            else Answer(one, np.array([one["scores"][label] for label in self.task.labels], np.float32))
-            for one in found
-        ]
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            response = self.client.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise EndpointError(f"{self.url} does not answer ({error}); is `pmray serve` running there?") from None
-        if response.is_error:
-            raise EndpointError(f"{self.url}{path} answered {response.status_code}: {response.text[:300]}")
-        try:
-            return response.json()
-        except ValueError:
-            raise EndpointError(f"{self.url}{path} did not answer with JSON; is it a pmray endpoint?") from None
 
 
 def evaluate(
@@ -143,51 +90,70 @@ def evaluate(
     *,
     registry: str | None = None,
     columns: Mapping[str, str] | None = None,
+    labels: Sequence[str] | None = None,
+    by: Sequence[str] | str = (),
+    slices: Literal["auto"] | None = None,
+    min_slice_rows: int = MIN_ROWS,
+    errors: int = 0,
+    latency_rows: int = LATENCY_ROWS,
     draws: int = 1000,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Evaluation:
     """Score a model on labelled rows.
 
     Args:
-        model: Bundle folder, ``NAME[@alias]`` in the registry, or URL of an endpoint.
+        model: Bundle folder, ``NAME[@alias]`` in the registry, URL of an endpoint, folder or Hub id of a
+            ``transformers`` model with a classification head, or file of predictions; see ``pmray.predictors``.
         data: Labelled rows, as in a spec.
         registry: MLflow tracking URI, for names.
         columns: Role -> column name; by default those the model was trained with.
+        labels: Names of the outputs, in order, of a model that calls them ``LABEL_0``; for predictions, all labels.
+        by: Columns of the data whose values are scored one by one; ``length`` is that of the text, in characters.
+        slices: ``auto`` looks for the slices with the most errors; see ``pmray.slices``.
+        min_slice_rows: Smaller slices are not looked at (`slices`) or put together (`by`).
+        errors: How many of the wrong rows to return, the most confident first.
+        latency_rows: Rows to ask one by one; 0 asks none.
         draws: Bootstrap draws.
         progress: Called with (rows done, rows).
 
     Raises:
-        DataError: The rows cannot be read, have labels that the model does not know, or none could be answered.
+        DataError: The rows cannot be read, have labels that the model does not know, or none could be answered; or the
+            data cannot be sliced as asked.
+        CandidateUnavailable: The model is none that can be opened.
         RegistryError: There is no such model.
         EndpointError: The endpoint cannot be reached.
     """
-    answers, settings, source = _open(model, registry)
-    task = answers.task
-    table = _labelled(data, task, {**settings.get("columns", {}), **(columns or {})})
-    replies: list[Answer | Refused] = []
-    for rows in _chunks(table, answers.chunk if isinstance(answers, Endpoint) else CHUNK):
-        replies += answers(rows)
-        progress(len(replies), len(table))
-    if isinstance(answers, Endpoint):
-        answers.client.close()
-    answered = np.array([isinstance(one, Answer) for one in replies], dtype=bool)
-    if not answered.any():
-        first = next((one.error for one in replies if isinstance(one, Refused)), "there are no rows")
-        raise DataError(f"none of the {len(table)} rows could be answered: {first}")
-    refused = [
-        {"row_id": row_id, "error": one.error}
-        for row_id, one in zip(table["row_id"].to_pylist(), replies, strict=True)
-        if isinstance(one, Refused)
-    ]
-    scores = np.stack([one.scores for one in replies if isinstance(one, Answer)])
-    return evaluate_scores(
-        task,
-        str(settings["metric"]),
-        table.filter(pa.array(answered)),
-        scores,
-        source=source,
-        refused=refused,
-        draws=draws,
+    if slices not in (None, "auto"):
+        raise DataError(f"slices={slices!r}; the only search is 'auto', and `by` slices by a column")
+    predicted = predict(
+        model,
+        data,
+        registry=registry,
+        columns=columns,
+        labels=labels,
+        latency_rows=latency_rows,
+        progress=progress,
+    )
+    task, rows = predicted.task, predicted.rows
+    outcomes = task.paired_outcome(predicted.said, task.targets(rows.table))
+    right, metric = task.right(outcomes), task.metric(predicted.metric)
+    wanted = [by] if isinstance(by, str) else by
+    sliced = {
+        name: slices_by(name, _sliced_column(rows, name), right, outcomes, metric, min_rows=min_slice_rows, draws=draws)
+        for name in wanted
+    }
+    searched = None
+    if slices == "auto":
+        searched = worst_slices(
+            _other_columns(rows), _texts(rows), right, outcomes, metric, min_rows=min_slice_rows, draws=draws
+        )
+    return _evaluation(
+        predicted,
+        outcomes,
+        draws,
+        slices=sliced,
+        worst_slices=searched,
+        mistakes=_mistakes(predicted, outcomes, right, errors) if errors else (),
     )
 
 
@@ -212,13 +178,19 @@ def evaluate_scores(
         refused: Rows that are not in the table.
         draws: Bootstrap draws.
     """
-    outcomes = task.outcome(scores, task.targets(table))
+    rows = LabelledRows(table, table.select([]), {})
+    predicted = Predicted(source, task, metric, rows, task.said(scores), scores, refused, None)
+    return _evaluation(predicted, task.outcome(scores, task.targets(table)), draws)
+
+
+def _evaluation(predicted: Predicted, outcomes: Outcomes, draws: int, **more: Any) -> Evaluation:
+    task = predicted.task
     metrics = {name: bootstrap(task.metric(name), outcomes, draws=draws) for name in task.metrics()}
     return Evaluation(
-        source=source,
-        rows=len(table),
-        metric=metric,
-        score=metrics[metric],
+        source=predicted.source,
+        rows=len(outcomes),
+        metric=predicted.metric,
+        score=metrics[predicted.metric],
         metrics=metrics,
         per_class={
             label: {name: bootstrap(function, outcomes, draws=draws) for name, function in functions.items()}
@@ -226,86 +198,47 @@ def evaluate_scores(
         },
         confusion=confusion(outcomes, len(task.labels)).tolist() if outcomes.shape[1] == 2 else None,
         labels=task.labels,
-        refused=list(refused),
-        row_ids=table["row_id"].to_pylist(),
-        scores=scores,
+        calibration=_calibration(predicted, outcomes),
+        refused=list(predicted.refused),
+        speed=predicted.speed,
+        row_ids=predicted.rows.table["row_id"].to_pylist(),
+        scores=predicted.scores,
         outcomes=outcomes,
         task=task,
+        **more,
     )
 
 
-def compare(
-    models: Sequence[str],
-    data: Source,
-    *,
-    registry: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    alpha: float = 0.05,
-    draws: int = 2000,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Compared:
-    """Compare models on the same labelled rows with paired tests.
+def shown_labels(labels: Sequence[str], halves: NDArray[Any]) -> list[str]:
+    """Write label numbers (rows, 1) or label bits (rows, labels) for people; several are joined by ``|``.
 
-    Args:
-        models: Two or more; see ``evaluate``.
-        data: Labelled rows.
-        registry: MLflow tracking URI, for names.
-        columns: Role -> column name; by default those of the first model.
-        alpha: Significance level after Holm's correction.
-        draws: Bootstrap draws.
-        progress: Called with (rows done, rows), anew for each model.
-
-    Raises:
-        DataError: The models have different labels.
+    >>> shown_labels(["a", "b", "c"], np.array([[1, 0, 1], [0, 0, 0]]))
+    ['a|c', '']
     """
-    found = [
-        evaluate(model, data, registry=registry, columns=columns, draws=draws, progress=progress) for model in models
-    ]
-    names = [name if models.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(models, start=1)]
-    first = found[0]
-    for name, one in zip(names, found, strict=True):
-        if one.labels != first.labels:
-            raise DataError(f"{names[0]} has the labels {list(first.labels)}, but {name} has {list(one.labels)}")
-    # A row that one model refused is left out for all: the same rows, or no comparison.
-    common = set(first.row_ids).intersection(*(one.row_ids for one in found))
-    lines = {
-        name: one.outcomes[[row_id in common for row_id in one.row_ids]] for name, one in zip(names, found, strict=True)
-    }
-    metric = first.task.metric(first.metric)
-    scored = sorted(
-        (Scored(name, bootstrap(metric, outcomes, draws=draws)) for name, outcomes in lines.items()),
-        key=lambda line: -line.score.value,
-    )
-    pairs = {
-        (a.name, b.name): paired_bootstrap(metric, [lines[a.name]], [lines[b.name]], draws=draws, level=1 - alpha)
-        for a, b in combinations(scored, 2)
-    }
-    adjusted = holm({pair: paired.p_value for pair, paired in pairs.items()})
-    said = np.stack([np.split(outcomes, 2, axis=1)[1] for outcomes in lines.values()])
-    differ = (said != said[0]).any(axis=(0, 2))
-    shared_ids = [row_id for row_id in first.row_ids if row_id in common]
-    return Compared(
-        metric=first.metric,
-        rows=len(common),
-        lines=tuple(scored),
-        comparisons=tuple(Pair(a, b, paired, adjusted[a, b]) for (a, b), paired in pairs.items()),
-        groups=groups([line.name for line in scored], {frozenset(pair): p for pair, p in adjusted.items()}, alpha),
-        disagreements=int(differ.sum()),
-        examples=[shared_ids[position] for position in np.flatnonzero(differ)[:10]],
-    )
+    if halves.shape[1] == 1:
+        return [labels[int(number)] for number in halves[:, 0]]
+    return ["|".join(label for label, bit in zip(labels, row, strict=True) if bit) for row in halves]
+
+
+def inputs_of(rows: LabelledRows, positions: Sequence[int]) -> list[dict[str, str]]:
+    """The readable inputs of some rows, role -> text."""
+    some = rows.table.select([role for role in INPUTS if role in rows.table.column_names])
+    if not some.column_names:
+        return [{} for _ in positions]
+    taken: list[dict[str, str]] = some.take(np.asarray(positions, dtype=np.int64)).to_pylist()
+    return taken
 
 
 def save_predictions(found: Evaluation, path: Path) -> None:
     """Write one line a row, as Parquet or CSV by the file's suffix: its id, its label(s), what was said, all scores."""
     true, said = np.split(found.outcomes, 2, axis=1)
-
-    def shown(bits: NDArray[Any]) -> list[str]:
-        if bits.shape[1] == 1:
-            return [found.labels[int(number)] for number in bits[:, 0]]
-        return ["|".join(label for label, bit in zip(found.labels, row, strict=True) if bit) for row in bits]
-
-    columns = {"row_id": list(found.row_ids), "label": shown(true), "prediction": shown(said)}
-    columns |= {f"score: {label}": found.scores[:, index].tolist() for index, label in enumerate(found.labels)}
+    columns: dict[str, Any] = {
+        "row_id": list(found.row_ids),
+        "label": shown_labels(found.labels, true),
+        "prediction": shown_labels(found.labels, said),
+    }
+    if found.scores is not None:
+        columns |= {f"score: {label}": found.scores[:, index].tolist() for index, label in enumerate(found.labels)}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         pyarrow.csv.write_csv(pa.table(columns), path)
@@ -315,62 +248,81 @@ def save_predictions(found: Evaluation, path: Path) -> None:
         raise DataError(f"{path}: predictions are written as .parquet or .csv, not {path.suffix or 'without suffix'}")
 
 
-def _open(model: str, registry: str | None) -> tuple[Scorer | Endpoint, Mapping[str, Any], str]:
-    if model.startswith(("http://", "https://")):
-        endpoint = Endpoint(model)
-        return endpoint, endpoint.settings, model
-    folder, _ = resolve(model, registry)
-    bundle = open_bundle(folder)
-    return Scorer(bundle), bundle.settings, str(folder)
+def _sliced_column(rows: LabelledRows, name: str) -> pa.ChunkedArray | NDArray[np.int64]:
+    """The column to slice by; ``length`` is made from the texts unless the data has a column of that name."""
+    if name == LENGTH and LENGTH not in rows.columns.column_names:
+        if not (texts := _texts(rows)):
+            raise DataError("slices by length need the texts; name their column, such as `--column text=NAME`")
+        return lengths(texts)
+    return rows.column(name)
 
 
-def resolve(model: str, registry: str | None) -> tuple[Path, str]:
-    """Folder and version of a bundle that is given as a folder (version ``-``) or by its name in the registry.
-
-    Raises:
-        DataError: The folder is not a bundle.
-        RegistryError: There is no such model.
-    """
-    folder = Path(model).expanduser()
-    if (folder / SETTINGS).is_file() or registry is None or folder.is_dir():
-        return open_bundle(folder).folder, "-"
-    found = find(model, registry)
-    return found.folder, found.version
+def _texts(rows: LabelledRows) -> list[tuple[str, ...]]:
+    """Input texts of each row; none where the data has none."""
+    columns = [rows.table[role].to_pylist() for role in INPUTS if role in rows.table.column_names]
+    return [tuple(text or "" for text in row) for row in zip(*columns, strict=True)]
 
 
-def _labelled(data: Source, task: Task, columns: Mapping[str, str]) -> pa.Table:
-    """Read the rows, and refuse labels that the model cannot say."""
-    roles = {role: needed for role, needed in task.columns.items() if needed or (role == "text_pair" and _pair(task))}
-    table = load_labelled(data, roles, {role: name for role, name in columns.items() if role in roles})
-    known = set(task.labels)
-    problems = []
-    for row_id, label in zip(table["row_id"].to_pylist(), table["label"].to_pylist(), strict=True):
-        if label is None:
-            problems.append(f"{row_id}: no label")
-        elif unknown := ({label} if isinstance(label, str) else set(label)) - known:
-            problems.append(
-                f"{row_id}: label {sorted(unknown)[0]!r} is not one of the model's: {', '.join(task.labels)}"
-            )
-    if problems:
-        more = [f"… and {len(problems) - 5} more rows"] if len(problems) > 5 else []
-        hint = [] if len(problems) < len(table) else ["is it another column? `--column label=NAME` names it"]
-        raise DataError([*problems[:5], *more, *hint])
-    return table
+def _other_columns(rows: LabelledRows) -> dict[str, pa.ChunkedArray]:
+    """Columns that are neither inputs nor the label, nor the label written another way, such as its number."""
+    used = {name for role, name in rows.names.items() if role != "group"}
+    shown = rows.table["label"].to_pylist()
+    found = {}
+    for name in rows.columns.column_names:
+        if name in used:
+            continue
+        values = rows.columns[name].to_pylist()
+        pairs = {(str(value), str(label)) for value, label in zip(values, shown, strict=True)}
+        if not len(pairs) == len({value for value, _ in pairs}) == len({label for _, label in pairs}):
+            found[name] = rows.columns[name]
+    return found
 
 
-def _pair(task: Task) -> bool:
-    return bool(getattr(task, "pair", False))
+def _calibration(predicted: Predicted, outcomes: Outcomes) -> Reliability | None:
+    scores = predicted.scores
+    if scores is None or scores.min() < 0 or scores.max() > 1:
+        return None
+    true, said = np.split(outcomes, 2, axis=1)
+    if true.shape[1] == scores.shape[1]:
+        return reliability(scores.ravel(), true.ravel() == 1)
+    if not np.allclose(scores.sum(axis=1), 1, atol=0.01):
+        return None
+    return reliability(np.take_along_axis(scores, said, axis=1)[:, 0], true[:, 0] == said[:, 0])
 
 
-def _chunks(table: pa.Table, size: int) -> Iterator[list[dict[str, Any]]]:
-    inputs = table.select([name for name in table.column_names if name not in ("row_id", "label")])
-    for start in range(0, len(table), size):
-        yield inputs.slice(start, size).to_pylist()
+def _mistakes(predicted: Predicted, outcomes: Outcomes, right: NDArray[np.bool_], count: int) -> list[Mistake]:
+    true, said = np.split(outcomes, 2, axis=1)
+    wrong = np.flatnonzero(~right)
+    confidence = None
+    if predicted.scores is not None:
+        scores = predicted.scores[wrong]
+        if true.shape[1] == scores.shape[1]:
+            # Of the labels that are wrong, how sure the model was of the wrong bit.
+            sure = np.where(said[wrong] == 1, scores, 1 - scores)
+            confidence = np.where(true[wrong] != said[wrong], sure, -np.inf).max(axis=1, initial=-np.inf)
+        else:
+            confidence = np.take_along_axis(scores, said[wrong], axis=1)[:, 0]
+        order = np.argsort(-confidence, kind="stable")
+        wrong, confidence = wrong[order], confidence[order]
+    wrong = wrong[:count]
+    ids = predicted.rows.table["row_id"].take(wrong).to_pylist()
+    labels = predicted.task.labels
+    shown = zip(
+        ids,
+        shown_labels(labels, true[wrong]),
+        shown_labels(labels, said[wrong]),
+        inputs_of(predicted.rows, wrong.tolist()),
+        strict=True,
+    )
+    return [
+        Mistake(row_id, is_true, was_said, None if confidence is None else float(confidence[place]), inputs)
+        for place, (row_id, is_true, was_said, inputs) in enumerate(shown)
+    ]
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Interval):
-        return asdict(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -101,20 +101,6 @@ def load_data(data: Data, roles: Mapping[str, bool]) -> Dataset:
     return _load(data, roles, data_key(data, roles))
 
 
-def load_labelled(source: Source, roles: Mapping[str, bool], columns: Mapping[str, str]) -> pa.Table:
-    """Read one labelled table for an evaluation: ``row_id`` and the role columns, labels as text.
-
-    Args:
-        source: As in a spec.
-        roles: Role -> whether it is required.
-        columns: Role -> column name; a role left out means a column of that name.
-
-    Raises:
-        DataError: It cannot be read, or a column is missing.
-    """
-    return role_columns(read_source(source, "test", drop=False), roles, columns)
-
-
 def data_key(data: Data, roles: Mapping[str, bool]) -> str:
     """Name data by all that decides what is loaded: file names and bytes, settings, roles, loader version.
 

@@ -28,7 +28,8 @@ from ray import serve
 from pmray.bundle import open_bundle
 from pmray.distributed.cluster import connected
 from pmray.errors import EndpointError, SpecError
-from pmray.evaluation import evaluate_scores, resolve
+from pmray.evaluation import evaluate_scores
+from pmray.predictors import resolve
 from pmray.serving.scorer import Answer, Refused, Scorer
 from pmray.spec import Serve
 

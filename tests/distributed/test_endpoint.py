@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import pmray
+from pmray.comparison import compare
 from pmray.errors import DataError, EndpointError, RegistryError, SpecError
-from pmray.evaluation import compare, evaluate, save_predictions
+from pmray.evaluation import evaluate, save_predictions
 from tests.tiny import tiny_bundle, tiny_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -73,8 +74,12 @@ def test_offline_and_endpoint_agree_row_for_row(bundle, endpoint, rows, tmp_path
     offline, online = evaluate(str(bundle), str(rows)), evaluate(endpoint.url, str(rows))
     assert offline.row_ids == online.row_ids
     np.testing.assert_allclose(offline.scores, online.scores, atol=1e-5)
-    shown = [{**one.to_json(), "source": ""} for one in (offline, online)]
+    shown = [{**one.to_json(), "source": "", "speed": None} for one in (offline, online)]
+    # Scores travel rounded to six digits.
+    calibrations = [one.pop("calibration")["ece"] for one in shown]
+    assert calibrations[0] == pytest.approx(calibrations[1], abs=1e-4)
     assert shown[0] == shown[1]
+    assert online.speed.p50_ms > 0
     assert offline.rows == 230
     assert [one["row_id"] for one in offline.refused] == ["rows.jsonl:8"]
     save_predictions(online, tmp_path / "predictions.csv")

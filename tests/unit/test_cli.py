@@ -146,3 +146,61 @@ def test_a_recipe_that_is_not_yaml_is_wrong_usage(run, spec, workflow):
     code, _, err = run("fit", spec, "--candidate", "a", "--recipe", "lr={")
     assert code in (1, 2)
     assert "lr={" in err
+
+
+@pytest.fixture
+def said(tmp_path):
+    """Labelled rows, and two files of predictions of them."""
+    rows = [{"text": f"row {n}", "label": "ab"[n % 2], "site": "xy"[n % 3 > 0]} for n in range(90)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, wrong in (("good", 10), ("bad", 3)):
+        values = [("ab"[n % 2] if n % wrong else "ba"[n % 2]).upper() for n in range(90)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["prediction", *values, ""]))
+    return tmp_path / "rows.jsonl", tmp_path / "good.csv", tmp_path / "bad.csv"
+
+
+def test_evaluate_shows_slices_and_errors_of_a_file(run, said):
+    data, good, _ = said
+    asked = ["evaluate", good, data, "--by", "site", "--slices", "auto", "--errors", "2", "--min-slice-rows", "20"]
+    code, out, _ = run(*asked)
+    assert code == 0
+    for part in ("confusion", "by site", "site = x", "worst slices of", "most confident errors", "rows.jsonl:1 "):
+        assert part in out
+    code, out, _ = run(*asked, "--json")
+    found = json.loads(out)
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(0.9)
+    assert [one["row_id"] for one in found["mistakes"]] == ["rows.jsonl:1", "rows.jsonl:11"]
+    assert {one["rows"] for one in found["slices"]["site"]} == {30, 60}
+    assert (found["calibration"], found["speed"]) == (None, None)
+
+
+def test_compare_shows_pairs_and_disagreements(run, said):
+    data, good, bad = said
+    code, out, _ = run("compare", good, bad, data, "--examples", "3")
+    assert code == 0
+    assert "they disagree on 33 of 90 rows" in out
+    assert "only first right" in out and "where they disagree" in out
+    found = json.loads(run("compare", good, bad, data, "--examples", "3", "--json")[1])
+    pair = found["comparisons"][0]
+    assert (pair["both_right"], pair["first_right"], pair["second_right"], pair["both_wrong"]) == (54, 27, 6, 3)
+    assert len(found["examples"]) == 3 and len(found["groups"]) == 2
+
+
+def test_an_unknown_column_is_one_message(run, said):
+    data, good, _ = said
+    code, out, err = run("evaluate", good, data, "--by", "sit")
+    assert (code, out) == (1, "")
+    assert "the data has no column 'sit'" in err and "did you mean 'site'?" in err
+
+
+def test_labels_name_what_a_file_calls_label_0(run, said, tmp_path):
+    (tmp_path / "raw.csv").write_text("\n".join(["prediction", *(f"LABEL_{n % 2}" for n in range(90)), ""]))
+    code, out, _ = run("evaluate", tmp_path / "raw.csv", said[0], "--labels", "a, b", "--json")
+    assert (code, json.loads(out)["score"]["value"]) == (0, 1)
+    code, out, err = run("evaluate", tmp_path / "raw.csv", said[0])
+    assert (code, out) == (1, "")
+    assert "row 1: prediction 'LABEL_0' is no label of the data" in err
+
+
+def test_an_unknown_slice_search_is_wrong_usage(run, said):
+    assert run("evaluate", said[1], said[0], "--slices", "best")[0] == 2

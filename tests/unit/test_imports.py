@@ -67,5 +67,15 @@ def test_no_public_name_is_also_a_module():
 
 
 def test_the_pure_rooms_import_without_ray():
-    for name in ("selection.verdict", "training.trial", "preparation", "checking", "evaluation", "registry", "run"):
+    for name in (
+        "selection.verdict",
+        "training.trial",
+        "preparation",
+        "checking",
+        "predictors",
+        "evaluation",
+        "comparison",
+        "registry",
+        "run",
+    ):
         importlib.import_module(f"pmray.{name}")

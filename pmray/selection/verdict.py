@@ -126,10 +126,10 @@ def decide(
     """Compare contenders on the same test rows and name the winner.
 
     All pairs are compared with a paired bootstrap and with approximate randomisation; a difference counts only if both
-    see it after Holm's correction. The bootstrap knows of other rows and other seeds, but for macro F1 of many classes
-    it finds a difference between equal models a little too often; randomisation keeps its level there. Among the models
-    of the top group, those that cannot be told apart from the best, the cheapest wins. Baselines are compared but
-    cannot win: they are not bundles.
+    see it after Holm's correction. The bootstrap knows of other rows and other seeds; randomisation assumes less. On
+    simulated equal models both call a tie about equally often (tests/bench/coverage.py). Among the models of the top
+    group, those that cannot be told apart from the best, the cheapest wins. Baselines are compared but cannot win: they
+    are not bundles.
 
     Args:
         contenders: Models and baselines; all have the same rows.

@@ -14,6 +14,7 @@ from statistics import mean, median
 from tempfile import TemporaryDirectory
 
 from pmray.data.load import read_sealed
+from pmray.data.split import group_numbers
 from pmray.errors import NoVerdict, PmrayError
 from pmray.preparation import Prepared, prepare
 from pmray.report.console import people, rank_table, verdict_panel
@@ -116,7 +117,7 @@ def open_test_rows(prepared: Prepared, chosen: Sequence[Outcome], fits: Sequence
         own, (said,) = fit_baseline(kind, task, data.train, data.validation, [data.test], metric=prepared.metric)
         tuned = task.tuned(own, task.targets(data.validation))
         contenders.append(Contender(name=name, outcomes=[tuned.outcome(said, task.targets(labels))], baseline=True))
-    return decide(contenders, task, prepared.metric, prepared.spec.decide)
+    return decide(contenders, task, prepared.metric, prepared.spec.decide, group_numbers(data.test))
 
 
 if __name__ == "__main__":

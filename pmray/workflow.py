@@ -19,6 +19,7 @@ from rich.console import Console
 from pmray import preparation
 from pmray.bundle import open_bundle
 from pmray.data.load import read_sealed
+from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.distributed.train import fit_all
 from pmray.distributed.tune import rank_candidates, run_trials
@@ -477,7 +478,8 @@ def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]]
             )
         )
     with console.status("comparing on the test rows"):
-        verdict = decide(contenders, prepared.task, prepared.metric, prepared.spec.decide)
+        # Groups are no secret: they lie beside the sealed labels.
+        verdict = decide(contenders, prepared.task, prepared.metric, prepared.spec.decide, group_numbers(data.test))
     if times > 1:
         console.print(
             f"[yellow]The test labels of this data were opened {times} times for different fits: "

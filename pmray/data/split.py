@@ -80,6 +80,17 @@ def _strata(table: pa.Table, label: str | None) -> Codes:
     return _codes(pa.chunked_array([pa.array(rarest, pa.string())]), null_is_one=True)
 
 
+def group_numbers(table: pa.Table) -> Codes | None:
+    """Number of each row's group, shape (rows,), for intervals that draw whole groups; None without a group column.
+
+    A row without a group is a group of its own.
+
+    >>> group_numbers(pa.table({"group": ["b", None, "b", "a"]})).tolist()
+    [1, 2, 1, 0]
+    """
+    return _codes(table["group"]) if "group" in table.column_names else None
+
+
 def _codes(column: pa.ChunkedArray, *, null_is_one: bool = False) -> Codes:
     """Number the values in sorted order; each null is a value of its own unless `null_is_one`."""
     rank = {value: number for number, value in enumerate(sorted(column.drop_null().unique().to_pylist()))}

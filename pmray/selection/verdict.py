@@ -7,9 +7,21 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pmray.errors import NoVerdict
 from pmray.scoring.intervals import Interval, bootstrap_seeds, selection_corrected
-from pmray.scoring.paired import Paired, groups, holm, mcnemar, minimum_detectable_difference, paired_bootstrap
+from pmray.scoring.metrics import Metric
+from pmray.scoring.paired import (
+    Paired,
+    approximate_randomisation,
+    groups,
+    holm,
+    mcnemar,
+    minimum_detectable_difference,
+    paired_bootstrap,
+)
 from pmray.spec import Decide
 from pmray.tasks.base import Outcomes, Task
 
@@ -64,9 +76,11 @@ class Comparison:
     second: str
     paired: Paired
     adjusted_p: float
-    """After Holm's correction for all pairs."""
+    """Of the paired bootstrap, after Holm's correction for all pairs."""
     mcnemar_p: float
-    """Exact test of equal accuracy, first fits of both, uncorrected."""
+    """Exact test of equal accuracy, first fits of both, uncorrected; it takes every row for itself."""
+    randomisation_p: float
+    """Approximate randomisation of the deciding metric, uncorrected: a second opinion, which decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,8 @@ class Verdict:
     winner: str
     metric: str
     rows: int
+    clusters: int | None
+    """Groups of rows that intervals and tests drew as wholes; None where every row stands for itself."""
     level: float
     lines: tuple[Line, ...]
     """Best first."""
@@ -100,17 +116,26 @@ class Verdict:
         return asdict(self)
 
 
-def decide(contenders: Sequence[Contender], task: Task, metric: str, rules: Decide) -> Verdict:
+def decide(
+    contenders: Sequence[Contender],
+    task: Task,
+    metric: str,
+    rules: Decide,
+    clusters: NDArray[Any] | None = None,
+) -> Verdict:
     """Compare contenders on the same test rows and name the winner.
 
-    All pairs are compared with a paired bootstrap and Holm's correction. Among the models of the top group, those that
-    cannot be told apart from the best, the cheapest wins. Baselines are compared but cannot win: they are not bundles.
+    All pairs are compared with a paired bootstrap, which knows of other rows and other seeds, with Holm's correction.
+    Approximate randomisation and McNemar's test are shown beside it; on simulated equal models they call a tie about
+    equally often (tests/bench/coverage.py). Among the models of the top group, those that cannot be told apart from the
+    best, the cheapest wins. Baselines are compared but cannot win: they are not bundles.
 
     Args:
         contenders: Models and baselines; all have the same rows.
         task: Gives metrics.
         metric: Name of the one that decides.
         rules: Significance level, limits and what counts as cheap.
+        clusters: Group of each row, (rows,), when rows of one group are alike; see `scores_on_draws`.
 
     Raises:
         NoVerdict: No model, or none within the limits.
@@ -119,9 +144,13 @@ def decide(contenders: Sequence[Contender], task: Task, metric: str, rules: Deci
         raise NoVerdict("no candidate finished, so there is nothing to decide; the ledger says why each one failed.")
     level = 1 - rules.alpha
     scored = task.metric(metric)
-    intervals = {one.name: bootstrap_seeds(scored, one.outcomes, draws=rules.draws, level=level) for one in contenders}
+
+    def interval(of: Metric, one: Contender, draws: int) -> Interval:
+        return bootstrap_seeds(of, one.outcomes, draws=draws, level=level, clusters=clusters)
+
+    intervals = {one.name: interval(scored, one, rules.draws) for one in contenders}
     ordered = sorted(contenders, key=lambda one: -intervals[one.name].value)
-    compared = _compare(ordered, task, metric, rules)
+    compared = _compare(ordered, task, metric, rules, clusters)
     adjusted = {frozenset((one.first, one.second)): one.adjusted_p for one in compared}
     grouped = groups([one.name for one in ordered], adjusted, rules.alpha)
     lines = tuple(
@@ -130,10 +159,7 @@ def decide(contenders: Sequence[Contender], task: Task, metric: str, rules: Deci
             baseline=one.baseline,
             group=next(number for number, members in enumerate(grouped, start=1) if one.name in members),
             score=intervals[one.name],
-            metrics={
-                name: bootstrap_seeds(task.metric(name), one.outcomes, draws=SECONDARY_DRAWS, level=level)
-                for name in task.metrics()
-            },
+            metrics={name: interval(task.metric(name), one, SECONDARY_DRAWS) for name in task.metrics()},
             seeds=len(one.outcomes),
             search_score=one.search_score,
             validation_score=one.validation_score,
@@ -149,38 +175,47 @@ def decide(contenders: Sequence[Contender], task: Task, metric: str, rules: Deci
     gap = None if winner.search_score is None else winner.search_score - winner.score.value
     rows = len(chosen.outcomes[0])
     visible = minimum_detectable_difference(rows, winner.metrics.get("accuracy", winner.score).value, level=level)
+    groups_drawn = None if clusters is None else len(np.unique(clusters))
     return Verdict(
         winner=winner.name,
         metric=metric,
         rows=rows,
+        clusters=groups_drawn,
         level=level,
         lines=lines,
         comparisons=tuple(compared),
         groups=tuple(tuple(members) for members in grouped),
-        corrected=selection_corrected(scored, models, draws=rules.draws, level=level),
+        corrected=selection_corrected(scored, models, draws=rules.draws, level=level, clusters=clusters),
         optimism_gap=gap,
         smallest_visible_difference=visible,
         per_class={
-            label: {
-                name: bootstrap_seeds(function, chosen.outcomes, draws=SECONDARY_DRAWS, level=level)
-                for name, function in functions.items()
-            }
+            label: {name: interval(function, chosen, SECONDARY_DRAWS) for name, function in functions.items()}
             for label, functions in task.class_metrics().items()
         },
-        words=tuple(_words(winner, lines, compared, grouped, metric, rows, gap, visible, rules)),
+        words=tuple(_words(winner, lines, compared, grouped, metric, rows, gap, visible, rules, groups_drawn)),
     )
 
 
-def _compare(ordered: Sequence[Contender], task: Task, metric: str, rules: Decide) -> list[Comparison]:
+def _compare(
+    ordered: Sequence[Contender], task: Task, metric: str, rules: Decide, clusters: NDArray[Any] | None
+) -> list[Comparison]:
     """All pairs of models, and each model with the best baseline."""
     best_baseline = next((one.name for one in ordered if one.baseline), None)
+    scored = task.metric(metric)
     pairs = {
         (a.name, b.name): paired_bootstrap(
-            task.metric(metric), a.outcomes, b.outcomes, draws=rules.draws, level=1 - rules.alpha
+            scored, a.outcomes, b.outcomes, draws=rules.draws, level=1 - rules.alpha, clusters=clusters
         )
         for a, b in combinations(ordered, 2)
     }
     # Weaker baselines are shown, but asking about them too would cost the tests that matter their power.
+    fits = {one.name: one.outcomes for one in ordered}
+    swapped = {
+        (a, b): approximate_randomisation(
+            scored, *_as_many_fits(fits[a], fits[b]), draws=rules.draws, clusters=clusters
+        )
+        for a, b in pairs
+    }
     asked = {
         pair: paired.p_value
         for pair, paired in pairs.items()
@@ -189,9 +224,23 @@ def _compare(ordered: Sequence[Contender], task: Task, metric: str, rules: Decid
     adjusted = holm(asked)
     rights = {one.name: task.right(one.outcomes[0]) for one in ordered}
     return [
-        Comparison(a, b, paired, adjusted.get((a, b), paired.p_value), mcnemar(rights[a], rights[b]))
+        Comparison(
+            first=a,
+            second=b,
+            paired=paired,
+            adjusted_p=adjusted.get((a, b), paired.p_value),
+            mcnemar_p=mcnemar(rights[a], rights[b]),
+            randomisation_p=swapped[a, b],
+        )
         for (a, b), paired in pairs.items()
     ]
+
+
+def _as_many_fits(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[list[Outcomes], list[Outcomes]]:
+    """Pair up fits: a single fit meets every one of the other model's, surplus fits stay out."""
+    number = max(len(a), len(b)) if 1 in (len(a), len(b)) else min(len(a), len(b))
+    first, second = (list(fits) * number if len(fits) == 1 else list(fits[:number]) for fits in (a, b))
+    return first, second
 
 
 def _is_baseline(contenders: Sequence[Contender], name: str) -> bool:
@@ -230,6 +279,7 @@ def _words(
     gap: float | None,
     visible: float,
     rules: Decide,
+    clusters: int | None,
 ) -> list[str]:
     level = f"{1 - rules.alpha:.0%}"
     seeds = f"mean of {winner.seeds} seeds" if winner.seeds > 1 else "one seed"
@@ -275,6 +325,11 @@ def _words(
         words.append(
             f"The search promised {winner.search_score:.3f} on validation, {100 * abs(gap):.1f} points "
             f"{'more' if gap > 0 else 'less'} than the test shows."
+        )
+    if clusters is not None:
+        words.append(
+            f"Rows of one group are alike: intervals and tests drew the {clusters} groups, not single rows. McNemar's "
+            "test and the smallest visible difference do not know groups."
         )
     words.append(f"With {rows} rows, differences over about {100 * visible:.1f} points in accuracy can be seen.")
     return words

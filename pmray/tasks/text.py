@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pmray.errors import DataError, SpecError
 from pmray.scoring import metrics
+from pmray.scoring.calibration import best_thresholds
 from pmray.scoring.metrics import Metric
 from pmray.spec import Choice, Data, Log, Range, Recipe
 from pmray.tasks.base import Outcomes
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from pmray.data.check import Finding
+
+
+OWN_THRESHOLD = 20
+"""Validation rows that must have a label before it gets a threshold of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class TextClassification:
     """A row has a second text, ``text_pair``."""
     positive: str | None = None
     """Binary tasks: the label whose own F1 is reported too."""
-    threshold: float = 0.5
-    """Multi-label: smallest probability at which a label is said."""
+    thresholds: tuple[float, ...] = ()
+    """Multi-label: smallest probability at which each label is said, in the order of `labels`; empty means 0.5."""
 
     name: ClassVar[str] = "text-classification"
     columns: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": True, "group": False}
@@ -75,11 +80,14 @@ class TextClassification:
     def from_json(cls, settings: Mapping[str, Any]) -> Self:
         """Read what ``to_json`` wrote."""
         values = {key: value for key, value in settings.items() if key != "task"}
-        return cls(**{**values, "labels": tuple(values["labels"])})
+        if (common := values.pop("threshold", None)) is not None:  # bundles of 0.1 had one for all labels
+            values["thresholds"] = [common] * len(values["labels"]) if values["multi_label"] else ()
+        tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("labels", "thresholds") if key in values}
+        return cls(**{**values, **tuples})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
-        return {"task": self.name, **asdict(self), "labels": list(self.labels)}
+        return {"task": self.name, **asdict(self), "labels": list(self.labels), "thresholds": list(self.thresholds)}
 
     def default_score(self) -> str:
         """Macro F1; micro F1 for many labels, where most labels are rare and macro F1 is mostly noise."""
@@ -216,22 +224,24 @@ class TextClassification:
     def said(self, scores: NDArray[Any]) -> NDArray[Any]:
         """The prediction in the form of ``targets``: label numbers, or label bits."""
         if self.multi_label:
-            return (scores >= self.threshold).astype(np.int8)
+            return (scores >= np.array(self.thresholds or 0.5)).astype(np.int8)
         numbers: NDArray[np.int64] = scores.argmax(1)
         return numbers
 
     def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
-        """Return the task with the threshold of best micro F1 on these rows (validation, never test).
+        """Return the task with each label's threshold of best F1 on these rows (validation, never test).
 
-        Yang 2001 ("A study of thresholding strategies", SCut), one threshold for all labels.
+        Yang 2001 ("A study of thresholding strategies for text categorization"): SCut, with a fall-back. A label that
+        fewer than `OWN_THRESHOLD` rows have gets the threshold of best micro F1 of all labels, for its own best one
+        would be the luck of a few rows.
         """
         if not self.multi_label:
             return self
-        grid = np.round(np.linspace(0.05, 0.95, 37), 3)
-        micro = metrics.multi_label_metric("f1_micro")
-        everyone = np.ones((1, len(scores)))
-        values = [micro(replace(self, threshold=float(t)).outcome(scores, targets), everyone)[0] for t in grid]
-        return replace(self, threshold=float(grid[int(np.argmax(values))]))
+        # One search for all labels, of micro F1: the labels' rows count together.
+        common = best_thresholds(scores.reshape(-1, 1), targets.reshape(-1, 1))[0]
+        own = best_thresholds(scores, targets)
+        enough = targets.sum(axis=0) >= OWN_THRESHOLD
+        return replace(self, thresholds=tuple(float(one) for one in np.where(enough, own, common)))
 
     def outcome(self, scores: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
         """One line per example: (true, predicted), or the true bits followed by the predicted bits."""

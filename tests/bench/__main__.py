@@ -1,6 +1,7 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import data_checks, trial_overhead
+from tests.bench import coverage, data_checks, trial_overhead
 
 data_checks.main()
+coverage.main()
 trial_overhead.main()

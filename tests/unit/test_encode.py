@@ -130,7 +130,7 @@ def test_a_key_names_all_that_decides_the_encoding_and_nothing_more():
     pairs = TextClassification(labels=TASK.labels, pair=True)
     others = [("d1", TASK, "p", 8), ("d0", pairs, "p", 8), ("d0", TASK, "q", 8), ("d0", TASK, "p", 16)]
     assert len({encoding_key(*one) for one in [("d0", TASK, "p", 8), *others]}) == 5
-    relabelled = TextClassification(labels=("no", "yes"), positive="no", threshold=0.3)
+    relabelled = TextClassification(labels=("no", "yes"), positive="no", thresholds=(0.3, 0.3))
     assert encoding_key("d0", relabelled, "p", 8) == encoding_key("d0", TASK, "p", 8)
 
 

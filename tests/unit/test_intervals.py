@@ -215,3 +215,25 @@ def test_a_hundred_thousand_rows_are_quick():
     bootstrap(f1, lines, draws=1_000)
     bootstrap(partial(f1, multi_label=True), multi, draws=100)
     assert time.perf_counter() - start < 2  # 0.1 s on one core; room for a busy machine
+
+
+def test_copies_in_one_group_say_no_more_than_one_row():
+    rng = np.random.default_rng(0)
+    lines = fit(rng, rng.integers(3, size=100), 0.7)
+    copies, groups = np.repeat(lines, 9, axis=0), np.repeat(np.arange(100), 9)
+    single, clustered, blind = bootstrap(f1, lines), bootstrap(f1, copies, clusters=groups), bootstrap(f1, copies)
+    assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high), abs=0.02)
+    assert blind.high - blind.low < 0.5 * (clustered.high - clustered.low)
+    left_out = selection_corrected(f1, {"a": [copies]}, clusters=groups)
+    expected = selection_corrected(f1, {"a": [lines]})
+    assert (left_out.low, left_out.high) == pytest.approx((expected.low, expected.high), abs=0.04)
+
+
+def test_groups_of_one_row_are_the_plain_bootstrap():
+    rng = np.random.default_rng(0)
+    lines = fit(rng, rng.integers(3, size=300), 0.7)
+    names = np.array([f"group {number}" for number in range(300)])
+    plain, clustered = bootstrap(f1, lines, draws=4_000), bootstrap(f1, lines, draws=4_000, clusters=names)
+    assert (clustered.low, clustered.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+    with pytest.raises(ValueError, match="every row needs a group; found 299 groups for 300 rows"):
+        bootstrap(f1, lines, clusters=names[1:])

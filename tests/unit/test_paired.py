@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pmray.scoring.metrics import accuracy, f1
-from pmray.scoring.paired import groups, holm, mcnemar, minimum_detectable_difference, paired_bootstrap
+from pmray.scoring.paired import (
+    approximate_randomisation,
+    groups,
+    holm,
+    mcnemar,
+    minimum_detectable_difference,
+    paired_bootstrap,
+)
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -159,3 +166,40 @@ def test_minimum_detectable_difference_is_detected_with_its_power():
     only_a, only_b, _ = rng.multinomial(n, [(psi + d) / 2, (psi - d) / 2, 1 - psi], size=400).T
     p_values = [mcnemar(*discordant(a, b, both=0)) for a, b in zip(only_a, only_b, strict=True)]
     assert 0.72 <= np.mean(np.array(p_values) < 0.05) <= 0.86  # the exact test is a little less sharp
+
+
+def test_randomisation_of_accuracy_agrees_with_mcnemar():
+    # For accuracy, swapping rows is tossing a coin for each discordant row, which McNemar's exact test does on paper.
+    a, b = np.zeros((220, 2), int), np.zeros((220, 2), int)
+    a[13:45, 1], b[:13, 1] = 1, 1
+    exact = mcnemar(a[:, 1] == 0, b[:, 1] == 0)
+    found = approximate_randomisation(accuracy, [a], [b], draws=20_000)
+    assert found == pytest.approx(exact, abs=0.002)
+
+
+def test_randomisation_of_equal_models_finds_nothing_and_of_unequal_ones_something():
+    rng = np.random.default_rng(0)
+    true = rng.integers(3, size=400)
+    good, bad = (
+        [np.stack([true, np.where(rng.random(400) < right, true, (true + 1) % 3)], axis=1) for _ in range(2)]
+        for right in (0.9, 0.75)
+    )
+    assert approximate_randomisation(f1, good, good) == 1.0
+    assert approximate_randomisation(f1, good, bad) == pytest.approx(1 / 1_001)
+    assert approximate_randomisation(f1, good, bad) == approximate_randomisation(f1, bad, good)
+    with pytest.raises(ValueError, match="equally many fits; found 2 and 1"):
+        approximate_randomisation(f1, good, bad[:1])
+
+
+def test_rows_of_one_group_swap_together():
+    # Ten copies of each row are no more evidence than the row: with groups the p-value is that of single rows.
+    rng = np.random.default_rng(1)
+    a, b = (np.stack([np.zeros(40, int), (rng.random(40) > right).astype(int)], axis=1) for right in (0.9, 0.7))
+    copies, groups_of = [np.repeat(lines, 10, axis=0) for lines in (a, b)], np.repeat(np.arange(40), 10)
+    single = approximate_randomisation(accuracy, [a], [b], draws=5_000)
+    clustered = approximate_randomisation(accuracy, copies[:1], copies[1:], draws=5_000, clusters=groups_of)
+    alone = approximate_randomisation(accuracy, copies[:1], copies[1:], draws=5_000)
+    assert clustered == pytest.approx(single, abs=0.02)
+    assert alone < clustered / 5
+    paired = [paired_bootstrap(accuracy, copies[:1], copies[1:], clusters=one) for one in (None, groups_of)]
+    assert paired[1].high - paired[1].low > 2.5 * (paired[0].high - paired[0].low)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pmray.errors import DataError, SpecError
-from pmray.scoring.metrics import multi_label_metric
 from pmray.spec import Data
 from pmray.tasks.text import TextClassification
 from tests.tiny import tiny_model
@@ -17,7 +16,7 @@ from tests.tiny import tiny_model
 BINARY = TextClassification(labels=("negative", "positive"), positive="negative")
 TOPICS = TextClassification(labels=("a", "b", "c"))
 PAIRS = TextClassification(labels=("no", "yes"), pair=True, positive="yes")
-MULTI = TextClassification(labels=("x", "y", "z"), multi_label=True, threshold=0.3)
+MULTI = TextClassification(labels=("x", "y", "z"), multi_label=True, thresholds=(0.3, 0.3, 0.3))
 KINDS = pytest.mark.parametrize("task", [BINARY, TOPICS, PAIRS, MULTI], ids=["binary", "topics", "pairs", "multi"])
 
 
@@ -184,15 +183,26 @@ def test_a_token_that_pads_and_means_something_is_not_masked():
     assert BINARY.collate(encoded, 3)["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
 
-def test_a_threshold_is_tuned_to_the_best_micro_f1():
+def test_thresholds_are_tuned_to_each_label_and_rare_labels_share_one():
     random = np.random.default_rng(0)
-    targets = (random.random((200, 3)) < 0.2).astype(np.int8)
-    # Over-confident by a shift: everything true lies over 0.7, everything false below 0.68.
-    scores = np.where(targets, random.uniform(0.7, 0.9, targets.shape), random.uniform(0.3, 0.68, targets.shape))
+    targets = (random.random((300, 3)) < [0.4, 0.4, 0.02]).astype(np.int8)
+    # Each label's true rows lie over its own bound and its false ones under it.
+    bounds = np.array([0.2, 0.7, 0.9])
+    scores = np.where(targets, bounds + 0.03 + 0.05 * random.random(targets.shape), (bounds - 0.03) * 0.98)
     tuned = MULTI.tuned(scores, targets)
-    assert 0.68 <= tuned.threshold <= 0.7
-    assert multi_label_metric("f1_micro")(tuned.outcome(scores, targets), np.ones((1, 200)))[0] == 1
+    assert tuned.thresholds[:2] == pytest.approx((0.2, 0.7), abs=0.031)
+    assert (tuned.said(scores)[:, :2] == targets[:, :2]).all()
+    assert targets[:, 2].sum() < 20
+    assert tuned.thresholds[2] < 0.8  # not the 0.9 that its few rows would ask for
+    assert TextClassification.from_json(tuned.to_json()) == tuned
     assert BINARY.tuned(scores, targets) is BINARY
+
+
+def test_the_one_threshold_of_older_bundles_is_still_read():
+    settings = {key: value for key, value in MULTI.to_json().items() if key != "thresholds"}
+    assert TextClassification.from_json({**settings, "threshold": 0.3}).thresholds == (0.3,) * len(MULTI.labels)
+    settings = {key: value for key, value in BINARY.to_json().items() if key != "thresholds"}
+    assert TextClassification.from_json({**settings, "threshold": 0.5}) == BINARY
 
 
 def test_the_score_must_exist_and_fit_the_labels():

@@ -65,3 +65,22 @@ def test_the_verdict_gives_every_number_and_is_json():
     assert set(written["per_class"]) == {"negative", "positive"}
     assert set(written["lines"][0]["metrics"]) == set(TASK.metrics())
     assert verdict.corrected.low < verdict.corrected.value < verdict.corrected.high
+
+
+def test_groups_of_rows_are_drawn_as_wholes_and_the_verdict_says_so():
+    # Twenty rows a document, all right or all wrong together: thirty documents, not six hundred rows.
+    documents = np.repeat(np.arange(30), 20)
+    true = np.random.default_rng(0).integers(0, 2, 600)
+
+    def by_document(name: str, wrong: int) -> Contender:
+        return Contender(name, [np.stack([true, np.where(documents < wrong, 1 - true, true)], axis=1)])
+
+    models = by_document("a", 3), by_document("b", 7)
+    plain = decide(models, TASK, "f1_macro", Decide(draws=500))
+    grouped = decide(models, TASK, "f1_macro", Decide(draws=500), documents)
+    width, plain_width = (one.line("a").score.high - one.line("a").score.low for one in (grouped, plain))
+    assert width > 3 * plain_width
+    assert (plain.clusters, grouped.clusters) == (None, 30)
+    assert any("the 30 groups" in one for one in grouped.words)
+    (told,), (blind,) = grouped.comparisons, plain.comparisons
+    assert told.randomisation_p > 0.05 > blind.randomisation_p

@@ -22,12 +22,16 @@ from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict
 from pmray.reliability import Reliability, reliability
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.metrics import confusion
+from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_by, worst_slices
 from pmray.spec import Source
 from pmray.tasks.base import Outcomes, Task
 
 INPUTS = ("text", "text_pair")
 """Roles that hold what a person can read."""
+
+PROBABILITY_DRAWS = 200
+"""Bootstrap draws of metrics of probabilities, which cost more than those of counts."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def evaluate_scores(
 def _evaluation(predicted: Predicted, outcomes: Outcomes, draws: int, **more: Any) -> Evaluation:
     task = predicted.task
     metrics = {name: bootstrap(task.metric(name), outcomes, draws=draws) for name in task.metrics()}
+    metrics |= _of_probabilities(predicted, outcomes, draws)
     return Evaluation(
         source=predicted.source,
         rows=len(outcomes),
@@ -278,15 +283,41 @@ def _other_columns(rows: LabelledRows) -> dict[str, pa.ChunkedArray]:
     return found
 
 
-def _calibration(predicted: Predicted, outcomes: Outcomes) -> Reliability | None:
+def _probabilities(predicted: Predicted, outcomes: Outcomes) -> NDArray[np.float32] | None:
+    """The score vectors, where they are probabilities."""
     scores = predicted.scores
     if scores is None or scores.min() < 0 or scores.max() > 1:
+        return None
+    several = outcomes.shape[1] == 2 * scores.shape[1]
+    return scores if several or np.allclose(scores.sum(axis=1), 1, atol=0.01) else None
+
+
+def _of_probabilities(predicted: Predicted, outcomes: Outcomes, draws: int) -> dict[str, Interval]:
+    """ROC-AUC, average precision, log loss, Brier score and calibration error, those that these rows can tell."""
+    scores = _probabilities(predicted, outcomes)
+    if scores is None:
+        return {}
+    several = outcomes.shape[1] == 2 * scores.shape[1]
+    true = outcomes[:, : scores.shape[1]] if several else outcomes[:, 0]
+    positive = getattr(predicted.task, "positive", None)
+    found = probability_metrics(
+        scores.shape[1],
+        multi_label=several,
+        positive=None if positive is None else predicted.task.labels.index(positive),
+    )
+    lines = lines_of(true, scores)
+    intervals = {name: bootstrap(metric, lines, draws=min(draws, PROBABILITY_DRAWS)) for name, metric in found.items()}
+    # A label that no row has, or every row, cannot be ranked.
+    return {name: one for name, one in intervals.items() if np.isfinite([one.value, one.low, one.high]).all()}
+
+
+def _calibration(predicted: Predicted, outcomes: Outcomes) -> Reliability | None:
+    scores = _probabilities(predicted, outcomes)
+    if scores is None:
         return None
     true, said = np.split(outcomes, 2, axis=1)
     if true.shape[1] == scores.shape[1]:
         return reliability(scores.ravel(), true.ravel() == 1)
-    if not np.allclose(scores.sum(axis=1), 1, atol=0.01):
-        return None
     return reliability(np.take_along_axis(scores, said, axis=1)[:, 0], true[:, 0] == said[:, 0])
 
 

@@ -70,6 +70,7 @@ def export(
         "deployed_score": deployed_score,
         "validation_score": fit.score,
         "latency_ms": fit.facts.get("latency_ms"),
+        "temperature": fit.facts.get("temperature"),
         "parameters": fit.facts.get("parameters"),
         "max_length": recipe_length(Recipe(**fit.recipe), one),
         "candidate": {"model": one.candidate.model, "layers": one.candidate.layers, "revision": one.revision},

@@ -38,6 +38,8 @@ from pmray.report.console import (
     verdict_panel,
 )
 from pmray.run import Run, open_run
+from pmray.scoring.calibration import rescaled
+from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Ranked, thin
@@ -485,11 +487,20 @@ def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]]
             f"[yellow]The test labels of this data were opened {times} times for different fits: "
             "the more often, the less the number is worth.[/]"
         )
+    calibration = {
+        name: _calibration(run, _best_fit(outcomes), labels, prepared.metric) for name, outcomes in works.items()
+    }
+    if told := calibration[verdict.winner]:
+        effects = ", ".join(
+            f"{name} {one['before']:.3f} -> {one['after']:.3f}" for name, one in told.items() if isinstance(one, dict)
+        )
+        console.print(f"calibration of {verdict.winner} (fitted on validation; its effect on the test rows): {effects}")
     trials = [one for one in latest(run.ledger.outcomes).values() if one.stage in ("rank", "sweep", "final")]
     run.write_verdict(
         {
             **verdict.to_json(),
             "test_opened": times,
+            "calibration": calibration,
             "seconds": {
                 stage: round(sum(one.seconds for one in trials if one.stage == stage), 1)
                 for stage in ("rank", "sweep", "final")
@@ -502,6 +513,34 @@ def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]]
         }
     )
     return verdict
+
+
+def _calibration(run: Run, fit: Outcome, labels: pa.Table, metric: str) -> dict[str, Any] | None:
+    """What temperature and thresholds, fitted on validation, change on the test rows; None for a model without them."""
+    if (temperature := fit.facts.get("temperature")) is None:
+        return None
+    task = open_task(fit.facts["task"])
+    targets = task.targets(labels)
+    _, calm = read_predictions(predictions_folder(run.folder, fit.key) / "test.parquet")
+    multi_label = targets.ndim == 2
+    sure = rescaled(calm, 1 / temperature, multi_label=multi_label)
+    one = np.ones((1, len(targets)))
+    changed = {
+        name: {
+            "before": float(of(lines_of(targets, sure), one)[0]),
+            "after": float(of(lines_of(targets, calm), one)[0]),
+        }
+        for name, of in probability_metrics(len(task.labels), multi_label=multi_label).items()
+        if name in ("log_loss", "brier", "ece")
+    }
+    if multi_label:
+        # Without thresholds of its own, a task says a label at 0.5.
+        plain = open_task({**fit.facts["task"], "thresholds": []})
+        changed[metric] = {
+            "before": float(plain.score(metric, plain.outcome(sure, targets), one)[0]),
+            "after": float(task.score(metric, task.outcome(calm, targets), one)[0]),
+        }
+    return {"temperature": temperature, **changed}
 
 
 def _test_outcomes(run: Run, outcome: Outcome, labels: pa.Table) -> Outcomes:

@@ -164,6 +164,19 @@ def features(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Te
     return (mean * mask).sum(1) / mask.sum(1)
 
 
+def divide_logits(model: torch.nn.Module, labels: int, temperature: float) -> bool:
+    """Divide a classifier's logits by a temperature, in the weights of its last layer; False where there is none."""
+    import torch
+
+    outputs = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one.out_features == labels]
+    if not outputs:
+        return False
+    with torch.no_grad():
+        for parameter in outputs[-1].parameters():
+            parameter.div_(temperature)
+    return True
+
+
 def quiet_transformers() -> Any:
     """Silence the report of head weights that are new on purpose, and the weight-loading bars, for a block."""
     from contextlib import contextmanager

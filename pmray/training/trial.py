@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from pmray import plugins
 from pmray.data.encode import open_encoded, read_arrow
 from pmray.errors import CandidateUnavailable, OutOfMemory
+from pmray.scoring.calibration import fit_temperature, rescaled
 from pmray.spec import Recipe
 from pmray.tasks.base import Task
 from pmray.training import loop
-from pmray.training.model import Pretrained, features, on_this_node, open_model, quiet_transformers
+from pmray.training.model import Pretrained, divide_logits, features, on_this_node, open_model, quiet_transformers
 
 FACTS = "facts.json"
 """Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
@@ -160,6 +161,13 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
     }
     if work.run:
         test = open_encoded(cache, work.encoding, "test")
+        temperature = fit_temperature(fitted.validation, validation_targets)
+        if divide_logits(model, len(task.labels), temperature):
+            # From here on the weights themselves give calibrated probabilities, to whoever opens them.
+            multi_label = validation_targets.ndim == 2
+            calm = rescaled(fitted.validation, temperature, multi_label=multi_label).astype(np.float32)
+            fitted = replace(fitted, validation=calm, task=task.tuned(calm, validation_targets))
+            measured["temperature"] = temperature
         # In fp32: what decides is what will be served.
         test_scores = loop.predict(model, task, test)
         if loop.rank() == 0:

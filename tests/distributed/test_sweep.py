@@ -54,6 +54,7 @@ def test_the_verdict_is_written_with_everything_that_was_decided(swept):
     written = json.loads((swept[0].folder / "verdict.json").read_text())
     assert written["winner"] == swept[0].verdict.winner
     assert written["test_opened"] == 1
+    assert written["calibration"][written["winner"]]["log_loss"]["after"] < 1
     assert {"f1_macro", "accuracy", "precision_macro", "recall_macro", "f1_positive"} <= set(
         written["lines"][0]["metrics"]
     )

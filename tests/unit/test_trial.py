@@ -125,6 +125,7 @@ def test_a_final_leaves_predictions_and_a_model_that_transformers_opens_alone(wo
     facts = carry_out(final)
     assert facts.status == "done"
     assert facts.measured["latency_ms"] > 0
+    assert facts.measured["temperature"] > 0
     assert TextClassification.from_json(facts.measured["task"]) == TASK
 
     ids, scores = read_predictions(final.predictions / "test.parquet")

@@ -306,7 +306,11 @@ def _of_probabilities(predicted: Predicted, outcomes: Outcomes, draws: int) -> d
         positive=None if positive is None else predicted.task.labels.index(positive),
     )
     lines = lines_of(true, scores)
-    intervals = {name: bootstrap(metric, lines, draws=min(draws, PROBABILITY_DRAWS)) for name, metric in found.items()}
+    draws = min(draws, PROBABILITY_DRAWS)
+    # Each row for itself, in the rows' order: sorted by their probabilities, rows would be drawn otherwise after a
+    # change in a last digit.
+    rows = np.arange(len(lines))
+    intervals = {name: bootstrap(metric, lines, draws=draws, clusters=rows) for name, metric in found.items()}
     # A label that no row has, or every row, cannot be ranked.
     return {name: one for name, one in intervals.items() if np.isfinite([one.value, one.low, one.high]).all()}
 

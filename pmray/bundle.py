@@ -49,16 +49,14 @@ class Bundle:
         return int(self.settings["max_length"])
 
     def open_model(self) -> tuple[torch.nn.Module, Any]:
-        """Open weights (fp32, ready to predict) and tokenizer."""
+        """Open weights (fp32, ready to predict) and tokenizer or other processor."""
         import torch
-        from transformers import AutoModelForSequenceClassification
 
+        from pmray.tasks.pretrained import open_head
         from pmray.training.model import quiet_transformers
 
         with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                self.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype=torch.float32
-            )
+            model = open_head(self.task.head, str(self.folder), dtype=torch.float32)
         return model.eval(), self.task.processor(str(self.folder))
 
     def golden(self) -> pa.Table:

@@ -12,12 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pmray.errors import DataError
-from pmray.evaluation import inputs_of, shown_labels
+from pmray.evaluation import inputs_of
 from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict, trained_columns
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.paired import Paired, groups, holm, mcnemar, paired_bootstrap
+from pmray.scoring.ragged import flat, is_ragged, like
 from pmray.spec import Source
-from pmray.tasks.base import Outcomes, Task
+from pmray.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ def compare(
     if not common:
         raise DataError("there is no row that all models answered; evaluate each alone to see why")
     task = _shared_task(found)
-    lines = {name: _shared_outcomes(one, task, common) for name, one in found.items()}
-    _refuse_other_labels(found, lines, common)
+    said = {name: _shared_predictions(one, task, common) for name, one in found.items()}
+    targets = _shared_targets(found, task, common)
+    lines = {name: task.paired_outcome(one, targets) for name, one in said.items()}
     metric_name = found[names[0]].metric
     metric = task.metric(metric_name)
     scored = sorted(
@@ -155,7 +157,7 @@ def compare(
     adjusted = holm({pair: paired.p_value for pair, paired in pairs.items()})
     right = {name: task.right(outcomes) for name, outcomes in lines.items()}
     mcnemars = holm({(a, b): mcnemar(right[a], right[b]) for a, b in pairs})
-    disagreeing = _disagreeing(lines)
+    disagreeing = _disagreeing(said)
     return Compared(
         metric=metric_name,
         rows=len(common),
@@ -167,7 +169,7 @@ def compare(
         ),
         groups=groups([line.name for line in scored], {frozenset(pair): p for pair, p in adjusted.items()}, alpha),
         disagreements=len(disagreeing),
-        examples=_examples(found[names[0]], task, lines, common, disagreeing[:examples]),
+        examples=_examples(found[names[0]], task, targets, said, common, disagreeing[:examples]),
     )
 
 
@@ -200,35 +202,42 @@ def _shared_task(found: Mapping[str, Predicted]) -> Task:
     return type(first.task).from_json({**settings, "labels": labels})
 
 
-def _shared_outcomes(one: Predicted, task: Task, common: set[str]) -> Outcomes:
-    """Outcomes of the common rows, in the labels of the shared task."""
-    kept = pa.array([row_id in common for row_id in _ids(one)])
-    said, number = one.said[np.asarray(kept)], {label: place for place, label in enumerate(task.labels)}
+def _shared_predictions(one: Predicted, task: Task, common: set[str]) -> NDArray[Any]:
+    """What is said of the common rows, in the labels of the shared task."""
+    said, number = one.said[_kept(one, common)], {label: place for place, label in enumerate(task.labels)}
     moved = np.array([number[label] for label in one.task.labels])
-    targets = task.targets(one.rows.table.filter(kept))
+    if is_ragged(said):
+        return like(moved[flat(said)], said)
     if said.ndim == 2:
         bits = np.zeros((len(said), len(task.labels)), dtype=said.dtype)
         bits[:, moved] = said
-        return task.paired_outcome(bits, targets)
-    return task.paired_outcome(moved[said], targets)
+        return bits
+    numbers: NDArray[Any] = moved[said]
+    return numbers
 
 
-def _refuse_other_labels(found: Mapping[str, Predicted], lines: Mapping[str, Outcomes], common: set[str]) -> None:
-    """Two models that read their labels from different columns are not compared on the same thing."""
-    (first, outcomes), *others = lines.items()
-    true = np.split(outcomes, 2, axis=1)[0]
+def _shared_targets(found: Mapping[str, Predicted], task: Task, common: set[str]) -> NDArray[Any]:
+    """Labels of the common rows; models that read them from different columns are not compared on the same thing."""
+    targets = {name: task.targets(one.rows.table.filter(_kept(one, common))) for name, one in found.items()}
+    (first, ours), *others = targets.items()
     for name, theirs in others:
-        if not np.array_equal(true, np.split(theirs, 2, axis=1)[0]):
+        if not all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True)):
             columns = " and ".join(repr(found[one].rows.names.get("label")) for one in (first, name))
             raise DataError(
                 f"{first} and {name} read other labels in the same rows (columns {columns}); name one for all, such as "
                 "`--column label=NAME`"
             )
+    return ours
 
 
-def _disagreeing(lines: Mapping[str, Outcomes]) -> NDArray[np.int64]:
-    said = np.stack([np.split(outcomes, 2, axis=1)[1] for outcomes in lines.values()])
-    return np.flatnonzero((said != said[0]).any(axis=(0, 2)))
+def _kept(one: Predicted, common: set[str]) -> NDArray[np.bool_]:
+    return np.array([row_id in common for row_id in _ids(one)])
+
+
+def _disagreeing(said: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    first, *others = said.values()
+    differ = [[not np.array_equal(*pair) for pair in zip(first, other, strict=True)] for other in others]
+    return np.flatnonzero(np.any(differ, axis=0))
 
 
 def _crossed(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[int, int, int, int]:
@@ -237,14 +246,18 @@ def _crossed(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[int, int, int,
 
 
 def _examples(
-    first: Predicted, task: Task, lines: Mapping[str, Outcomes], common: set[str], positions: NDArray[np.int64]
+    first: Predicted,
+    task: Task,
+    targets: NDArray[Any],
+    said: Mapping[str, NDArray[Any]],
+    common: set[str],
+    positions: NDArray[np.int64],
 ) -> tuple[Disagreement, ...]:
-    rows = first.rows.taken(pa.array([row_id in common for row_id in _ids(first)]))
+    rows = first.rows.taken(pa.array(_kept(first, common)))
     ids = rows.table["row_id"].take(positions).to_pylist()
-    halves = {name: np.split(outcomes[positions], 2, axis=1) for name, outcomes in lines.items()}
-    true = shown_labels(task.labels, next(iter(halves.values()))[0])
-    said = {name: shown_labels(task.labels, one) for name, (_, one) in halves.items()}
+    true = task.shown(targets[positions])
+    shown = {name: task.shown(one[positions]) for name, one in said.items()}
     return tuple(
-        Disagreement(row_id, true[place], {name: values[place] for name, values in said.items()}, inputs)
+        Disagreement(row_id, true[place], {name: values[place] for name, values in shown.items()}, inputs)
         for place, (row_id, inputs) in enumerate(zip(ids, inputs_of(rows, positions.tolist()), strict=True))
     )

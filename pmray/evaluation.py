@@ -23,6 +23,7 @@ from pmray.reliability import Reliability, reliability
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.metrics import confusion
 from pmray.scoring.probabilities import lines_of, probability_metrics
+from pmray.scoring.ragged import is_ragged
 from pmray.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_by, worst_slices
 from pmray.spec import Source
 from pmray.tasks.base import Outcomes, Task
@@ -77,14 +78,17 @@ class Evaluation:
     mistakes: Sequence[Mistake] = ()
     """As many as were asked for, most confident first; without scores, in the order of the rows."""
     row_ids: Sequence[str] = field(default=(), repr=False)
-    scores: NDArray[np.float32] | None = field(default=None, repr=False)
-    """Score vectors, shape (rows, labels)."""
+    scores: NDArray[Any] | None = field(default=None, repr=False)
+    """Score vectors, shape (rows, labels) or ragged."""
+    true: Sequence[str] = field(default=(), repr=False)
+    """The label of each row; several are joined."""
+    said: Sequence[str] = field(default=(), repr=False)
     outcomes: Outcomes = field(default_factory=lambda: np.zeros((0, 2), np.int64), repr=False)
     task: Task | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as plain values, without the rows."""
-        hidden = ("row_ids", "scores", "outcomes", "task")
+        hidden = ("row_ids", "scores", "true", "said", "outcomes", "task")
         return {key: _plain(value) for key, value in vars(self).items() if key not in hidden}
 
 
@@ -139,7 +143,8 @@ def evaluate(
         progress=progress,
     )
     task, rows = predicted.task, predicted.rows
-    outcomes = task.paired_outcome(predicted.said, task.targets(rows.table))
+    targets = task.targets(rows.table)
+    outcomes = task.paired_outcome(predicted.said, targets)
     right, metric = task.right(outcomes), task.metric(predicted.metric)
     wanted = [by] if isinstance(by, str) else by
     sliced = {
@@ -153,11 +158,11 @@ def evaluate(
         )
     return _evaluation(
         predicted,
-        outcomes,
+        targets,
         draws,
         slices=sliced,
         worst_slices=searched,
-        mistakes=_mistakes(predicted, outcomes, right, errors) if errors else (),
+        mistakes=_mistakes(predicted, targets, right, errors) if errors else (),
     )
 
 
@@ -184,13 +189,15 @@ def evaluate_scores(
     """
     rows = LabelledRows(table, table.select([]), {})
     predicted = Predicted(source, task, metric, rows, task.said(scores), scores, refused, None)
-    return _evaluation(predicted, task.outcome(scores, task.targets(table)), draws)
+    return _evaluation(predicted, task.targets(table), draws)
 
 
-def _evaluation(predicted: Predicted, outcomes: Outcomes, draws: int, **more: Any) -> Evaluation:
+def _evaluation(predicted: Predicted, targets: NDArray[Any], draws: int, **more: Any) -> Evaluation:
     task = predicted.task
+    outcomes = task.paired_outcome(predicted.said, targets)
+    halves = task.halves(outcomes)
     metrics = {name: bootstrap(task.metric(name), outcomes, draws=draws) for name in task.metrics()}
-    metrics |= _of_probabilities(predicted, outcomes, draws)
+    metrics |= _of_probabilities(predicted, halves, draws)
     return Evaluation(
         source=predicted.source,
         rows=len(outcomes),
@@ -201,28 +208,19 @@ def _evaluation(predicted: Predicted, outcomes: Outcomes, draws: int, **more: An
             label: {name: bootstrap(function, outcomes, draws=draws) for name, function in functions.items()}
             for label, functions in task.class_metrics().items()
         },
-        confusion=confusion(outcomes, len(task.labels)).tolist() if outcomes.shape[1] == 2 else None,
+        confusion=confusion(outcomes, len(task.labels)).tolist() if halves and halves[0].shape[1] == 1 else None,
         labels=task.labels,
-        calibration=_calibration(predicted, outcomes),
+        calibration=_calibration(predicted, halves),
         refused=list(predicted.refused),
         speed=predicted.speed,
         row_ids=predicted.rows.table["row_id"].to_pylist(),
         scores=predicted.scores,
+        true=task.shown(targets),
+        said=task.shown(predicted.said),
         outcomes=outcomes,
         task=task,
         **more,
     )
-
-
-def shown_labels(labels: Sequence[str], halves: NDArray[Any]) -> list[str]:
-    """Write label numbers (rows, 1) or label bits (rows, labels) for people; several are joined by ``|``.
-
-    >>> shown_labels(["a", "b", "c"], np.array([[1, 0, 1], [0, 0, 0]]))
-    ['a|c', '']
-    """
-    if halves.shape[1] == 1:
-        return [labels[int(number)] for number in halves[:, 0]]
-    return ["|".join(label for label, bit in zip(labels, row, strict=True) if bit) for row in halves]
 
 
 def inputs_of(rows: LabelledRows, positions: Sequence[int]) -> list[dict[str, str]]:
@@ -236,13 +234,12 @@ def inputs_of(rows: LabelledRows, positions: Sequence[int]) -> list[dict[str, st
 
 def save_predictions(found: Evaluation, path: Path) -> None:
     """Write one line a row, as Parquet or CSV by the file's suffix: its id, its label(s), what was said, all scores."""
-    true, said = np.split(found.outcomes, 2, axis=1)
     columns: dict[str, Any] = {
         "row_id": list(found.row_ids),
-        "label": shown_labels(found.labels, true),
-        "prediction": shown_labels(found.labels, said),
+        "label": list(found.true),
+        "prediction": list(found.said),
     }
-    if found.scores is not None:
+    if found.scores is not None and not is_ragged(found.scores):
         columns |= {f"score: {label}": found.scores[:, index].tolist() for index, label in enumerate(found.labels)}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
@@ -283,22 +280,25 @@ def _other_columns(rows: LabelledRows) -> dict[str, pa.ChunkedArray]:
     return found
 
 
-def _probabilities(predicted: Predicted, outcomes: Outcomes) -> NDArray[np.float32] | None:
-    """The score vectors, where they are probabilities."""
+Halves = tuple[NDArray[Any], NDArray[Any]]
+
+
+def _probabilities(predicted: Predicted, halves: Halves | None) -> NDArray[np.float32] | None:
+    """The score vectors, where each row has one, of probabilities."""
     scores = predicted.scores
-    if scores is None or scores.min() < 0 or scores.max() > 1:
+    if halves is None or scores is None or scores.min() < 0 or scores.max() > 1:
         return None
-    several = outcomes.shape[1] == 2 * scores.shape[1]
+    several = halves[0].shape[1] > 1
     return scores if several or np.allclose(scores.sum(axis=1), 1, atol=0.01) else None
 
 
-def _of_probabilities(predicted: Predicted, outcomes: Outcomes, draws: int) -> dict[str, Interval]:
+def _of_probabilities(predicted: Predicted, halves: Halves | None, draws: int) -> dict[str, Interval]:
     """ROC-AUC, average precision, log loss, Brier score and calibration error, those that these rows can tell."""
-    scores = _probabilities(predicted, outcomes)
-    if scores is None:
+    scores = _probabilities(predicted, halves)
+    if halves is None or scores is None:
         return {}
-    several = outcomes.shape[1] == 2 * scores.shape[1]
-    true = outcomes[:, : scores.shape[1]] if several else outcomes[:, 0]
+    several = halves[0].shape[1] > 1
+    true = halves[0] if several else halves[0][:, 0]
     positive = getattr(predicted.task, "positive", None)
     found = probability_metrics(
         scores.shape[1],
@@ -315,37 +315,30 @@ def _of_probabilities(predicted: Predicted, outcomes: Outcomes, draws: int) -> d
     return {name: one for name, one in intervals.items() if np.isfinite([one.value, one.low, one.high]).all()}
 
 
-def _calibration(predicted: Predicted, outcomes: Outcomes) -> Reliability | None:
-    scores = _probabilities(predicted, outcomes)
-    if scores is None:
+def _calibration(predicted: Predicted, halves: Halves | None) -> Reliability | None:
+    scores = _probabilities(predicted, halves)
+    if halves is None or scores is None:
         return None
-    true, said = np.split(outcomes, 2, axis=1)
+    true, said = halves
     if true.shape[1] == scores.shape[1]:
         return reliability(scores.ravel(), true.ravel() == 1)
     return reliability(np.take_along_axis(scores, said, axis=1)[:, 0], true[:, 0] == said[:, 0])
 
 
-def _mistakes(predicted: Predicted, outcomes: Outcomes, right: NDArray[np.bool_], count: int) -> list[Mistake]:
-    true, said = np.split(outcomes, 2, axis=1)
+def _mistakes(predicted: Predicted, targets: NDArray[Any], right: NDArray[np.bool_], count: int) -> list[Mistake]:
     wrong = np.flatnonzero(~right)
     confidence = None
     if predicted.scores is not None:
-        scores = predicted.scores[wrong]
-        if true.shape[1] == scores.shape[1]:
-            # Of the labels that are wrong, how sure the model was of the wrong bit.
-            sure = np.where(said[wrong] == 1, scores, 1 - scores)
-            confidence = np.where(true[wrong] != said[wrong], sure, -np.inf).max(axis=1, initial=-np.inf)
-        else:
-            confidence = np.take_along_axis(scores, said[wrong], axis=1)[:, 0]
+        rows = zip(predicted.scores[wrong], targets[wrong], predicted.said[wrong], strict=True)
+        confidence = np.array([_surest_error(*row) for row in rows])
         order = np.argsort(-confidence, kind="stable")
         wrong, confidence = wrong[order], confidence[order]
     wrong = wrong[:count]
     ids = predicted.rows.table["row_id"].take(wrong).to_pylist()
-    labels = predicted.task.labels
     shown = zip(
         ids,
-        shown_labels(labels, true[wrong]),
-        shown_labels(labels, said[wrong]),
+        predicted.task.shown(targets[wrong]),
+        predicted.task.shown(predicted.said[wrong]),
         inputs_of(predicted.rows, wrong.tolist()),
         strict=True,
     )
@@ -353,6 +346,21 @@ def _mistakes(predicted: Predicted, outcomes: Outcomes, right: NDArray[np.bool_]
         Mistake(row_id, is_true, was_said, None if confidence is None else float(confidence[place]), inputs)
         for place, (row_id, is_true, was_said, inputs) in enumerate(shown)
     ]
+
+
+def _surest_error(scores: NDArray[Any], true: NDArray[Any], said: NDArray[Any]) -> float:
+    """How sure the model was of what is wrong in a row.
+
+    Args:
+        scores: Score vector, (labels,), or one for each part, (parts, labels).
+        true: Label number, label bits, (labels,), or the number of each part, (parts,).
+        said: In the same form.
+    """
+    if np.ndim(true) == 0:
+        return float(scores[said])
+    # Of label bits, how sure the model was of the wrong bit; of parts, of what it said of the wrong part.
+    sure = np.where(said == 1, scores, 1 - scores) if scores.ndim == 1 else scores[np.arange(len(said)), said]
+    return float(np.where(true != said, sure, -np.inf).max(initial=-np.inf))
 
 
 def _plain(value: Any) -> Any:

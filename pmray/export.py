@@ -19,7 +19,7 @@ from pmray.selection.ledger import Outcome
 from pmray.selection.verdict import Verdict
 from pmray.spec import Recipe
 from pmray.training.loop import predict
-from pmray.training.trial import FACTS, checkpoint_folder, open_task, recipe_length
+from pmray.training.trial import FACTS, checkpoint_folder, open_task, recipe_length, score_column
 
 
 def is_exported(run: Run, fit: Outcome) -> bool:
@@ -102,5 +102,4 @@ def _golden(prepared: Prepared, bundle: Bundle) -> pa.Table:
     chosen = pa.array(np.argsort(encoded.lengths, kind="stable")[spread])
     rows = replace(encoded, table=encoded.table.take(chosen), lengths=encoded.lengths[chosen])
     roles = [role for role in table.column_names if role not in ("label", "group")]
-    scores = pa.array(list(predict(model, bundle.task, rows)), pa.list_(pa.float32()))
-    return table.select(roles).take(chosen).append_column("scores", scores)
+    return table.select(roles).take(chosen).append_column("scores", score_column(predict(model, bundle.task, rows)))

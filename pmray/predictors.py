@@ -34,6 +34,7 @@ from pmray.data.labelled import LabelledRows, read_labelled
 from pmray.data.sources import read_source
 from pmray.errors import CandidateUnavailable, DataError, EndpointError, UnknownName, first_problems
 from pmray.registry import find
+from pmray.scoring.ragged import stacked
 from pmray.serving.scorer import Answer, Refused, Scorer
 from pmray.spec import Candidate, Data, Source
 from pmray.tasks.base import Task
@@ -87,8 +88,8 @@ class Predicted:
     """Those that were answered."""
     said: NDArray[Any]
     """In the form of ``task.targets``."""
-    scores: NDArray[np.float32] | None
-    """Score vectors, shape (rows, labels); None where a file has predictions alone."""
+    scores: NDArray[Any] | None
+    """Score vectors, shape (rows, labels) or ragged; None where a file has predictions alone."""
     refused: Sequence[Mapping[str, str]]
     """``row_id`` and ``error`` of rows that could not be answered."""
     speed: Speed | None
@@ -112,12 +113,7 @@ class Endpoint:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer | Refused]:
         """Answer every row, in order."""
         found = self._ask("POST", "/v1/predict", {"rows": list(rows)})["predictions"]
-        return [
-            Refused(one["error"])
-            if one.get("error")
-            else Answer(one, np.array([one["scores"][label] for label in self.task.labels], np.float32))
-            for one in found
-        ]
+        return [Refused(one["error"]) if one.get("error") else Answer(one, self.task.scores_of(one)) for one in found]
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         try:
@@ -306,7 +302,7 @@ def _ask(
     replies: list[Answer | Refused] = []
     started = perf_counter()
     for start in range(0, len(inputs), chunk):
-        replies += answers(inputs.slice(start, chunk).to_pylist())
+        replies += answers([answers.task.sent(row) for row in inputs.slice(start, chunk).to_pylist()])
         progress(len(replies), len(inputs))
     seconds = perf_counter() - started
     answered = np.array([isinstance(one, Answer) for one in replies], dtype=bool)
@@ -318,7 +314,7 @@ def _ask(
         for row_id, one in zip(rows.table["row_id"].to_pylist(), replies, strict=True)
         if isinstance(one, Refused)
     ]
-    scores = np.stack([one.scores for one in replies if isinstance(one, Answer)])
+    scores = stacked([one.scores for one in replies if isinstance(one, Answer)])
     single = _single_rows(answers, inputs.filter(pa.array(answered)), latency_rows)
     p50, p95 = (float(value) for value in np.quantile(single, [0.5, 0.95])) if single else (None, None)
     return Predicted(
@@ -338,7 +334,8 @@ def _single_rows(answers: Scorer | Endpoint, inputs: pa.Table, count: int) -> li
     count = min(count, len(inputs))
     if not count:
         return []
-    asked = inputs.take(np.linspace(0, len(inputs) - 1, count).astype(np.int64)).to_pylist()
+    rows = inputs.take(np.linspace(0, len(inputs) - 1, count).astype(np.int64)).to_pylist()
+    asked = [answers.task.sent(row) for row in rows]
     answers(asked[:1])
     taken = []
     for row in asked:

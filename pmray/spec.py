@@ -174,6 +174,8 @@ class Recipe(Section):
     """Dropout probability in the whole model; by default what the model was trained with."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto is bf16 where the hardware has it."""
+    augment: bool = False
+    """Images: change training images a little each time they are seen (moved, mirrored)."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as pre-trained."""
 

@@ -40,6 +40,7 @@ from pmray.report.console import (
 from pmray.run import Run, open_run
 from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
+from pmray.scoring.ragged import flat
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Ranked, thin
@@ -47,7 +48,7 @@ from pmray.selection.search import Search, Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
-from pmray.tasks.baselines import BASELINES, fit_baseline
+from pmray.tasks.baselines import fit_baseline
 from pmray.training.loop import Rung
 from pmray.training.trial import (
     Facts,
@@ -201,7 +202,7 @@ def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
 def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
     """Fit what needs no transformer, unless the ledger has it."""
     known = run.ledger.settled("baseline")
-    for name, kind in BASELINES.items():
+    for name, kind in prepared.task.baselines.items():
         key = _baseline_key(prepared, kind)
         if key in known:
             continue
@@ -468,7 +469,7 @@ def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]]
                 training_seconds=float(np.mean([one.facts["train_seconds"] for one in outcomes])),
             )
         )
-    for name, kind in BASELINES.items():
+    for name, kind in prepared.task.baselines.items():
         outcome = run.ledger.settled("baseline")[_baseline_key(prepared, kind)]
         contenders.append(
             Contender(
@@ -520,8 +521,9 @@ def _calibration(run: Run, fit: Outcome, labels: pa.Table, metric: str) -> dict[
     if (temperature := fit.facts.get("temperature")) is None:
         return None
     task = open_task(fit.facts["task"])
-    targets = task.targets(labels)
-    _, calm = read_predictions(predictions_folder(run.folder, fit.key) / "test.parquet")
+    truth = task.targets(labels)
+    _, predicted = read_predictions(predictions_folder(run.folder, fit.key) / "test.parquet")
+    targets, calm = flat(truth), flat(predicted)
     multi_label = targets.ndim == 2
     sure = rescaled(calm, 1 / temperature, multi_label=multi_label)
     one = np.ones((1, len(targets)))

@@ -1,6 +1,7 @@
 """What can be wrong with labelled rows of any kind; everything found is reported, nothing is dropped in silence.
 
 * usable_rows     rows without an input or a label, or with a label that is not listed
+* readable_images images that cannot be decoded
 * drop_leaks      the same input in two splits
 * known_labels    labels that train never shows
 * check_train     too few rows or labels; the same input twice, or with two labels
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pmray.data.documents import NOT_INPUTS, documents, input_keys
+from pmray.data.images import each, problem_of
 
 MIN_ROWS = 10
 """Training rows below which nothing is worth fitting."""
@@ -77,6 +79,31 @@ def usable_rows(
             findings += found
             keep &= ~bad
     return table.filter(pa.array(keep)), findings
+
+
+def readable_images(table: pa.Table, split: str, *, drop: bool) -> tuple[pa.Table, list[Finding]]:
+    """Decode every image once, and leave out rows whose image cannot be read.
+
+    Args:
+        table: Rows of one split with a column ``image`` (encoded bytes, or paths).
+        split: Its name in messages.
+        drop: Report such rows as dropped (a warning) instead of as errors.
+
+    Returns:
+        The readable rows, and what was found.
+    """
+    problems = each(table["image"].to_pylist(), problem_of)
+    bad = np.array([one is not None for one in problems], dtype=bool)
+    found = _row_finding(
+        "unreadable image", "have an image that cannot be read", table, bad, split, drop, "repair them"
+    )
+    reasons = [
+        f"  {row_id}: {problem}"
+        for row_id, problem in zip(table["row_id"].to_pylist(), problems, strict=True)
+        if problem is not None
+    ]
+    found = [replace(one, message="\n".join([one.message, *reasons[:NAMED]])) for one in found]
+    return table.filter(pa.array(~bad)), found
 
 
 def known_labels(splits: Mapping[str, pa.Table], *, drop: bool) -> tuple[dict[str, pa.Table], list[Finding]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from pmray.errors import DataError, first_problems, nearest
 COMMON_NAMES = {
     "text": ("sentence", "sentence1", "review", "content", "message", "question", "premise", "tweet", "body", "title"),
     "text_pair": ("sentence2", "question2", "hypothesis", "passage", "context"),
+    "image": ("img", "picture", "photo", "image_path", "file_name", "filename", "path", "file"),
     "label": ("class", "category", "target", "sentiment", "topic", "intent", "y"),
     "group": ("user", "author", "speaker", "patient", "document"),
 }
@@ -89,6 +91,8 @@ def _role(part: Part, role: str, mapped: str | None) -> pa.ChunkedArray:
     values: pa.ChunkedArray | None = column
     if role in ("text", "text_pair"):
         values, wanted = None if pa.types.is_boolean(column.type) else _as_text(column), "text or numbers"
+    elif role == "image":
+        wanted, values = "encoded images (bytes), or their paths", _as_images(column, part.address)
     elif role in ("label", "group"):
         wanted = "text, numbers or truth values" + (", or lists of these" if role == "label" else "")
         values = _as_labels(column) if role == "label" or not _is_list(column.type) else None
@@ -145,6 +149,25 @@ def _as_labels(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return None
     stripped = pc.utf8_trim_whitespace(texts)
     return pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped)
+
+
+def _as_images(column: pa.ChunkedArray, address: str) -> pa.ChunkedArray | None:
+    """Encoded bytes, or paths, where relative ones begin at the file that names them; None for anything else."""
+    if pa.types.is_struct(column.type) and {field.name for field in column.type} >= {"bytes", "path"}:
+        # As `datasets` writes images.
+        inside = column.combine_chunks()
+        column = pa.chunked_array([inside.field("bytes" if inside.field("bytes").null_count == 0 else "path")])
+    if any(is_kind(column.type) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
+        return column.cast(pa.binary())
+    if not any(is_kind(column.type) for is_kind in (pa.types.is_string, pa.types.is_large_string)):
+        return None
+    folder = posixpath.dirname(address).removeprefix("file://")
+
+    def located(path: str | None) -> str | None:
+        whole = path is None or "://" in path or path.startswith(("/", "~"))
+        return path if whole else posixpath.join(folder, str(path))
+
+    return pa.chunked_array([pa.array([located(path) for path in column.to_pylist()], pa.string())])
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pmray.data.images import content_keys
+
 NOT_INPUTS = ("row_id", "label", "group")
 """Columns that are no input of a model."""
 
@@ -14,6 +16,9 @@ def input_keys(table: pa.Table) -> pa.ChunkedArray | None:
     parts = []
     for role in table.column_names:
         if role in NOT_INPUTS:
+            continue
+        if role == "image":
+            parts.append(pc.fill_null(content_keys(table[role]), ""))
             continue
         column = _joined(table[role], "\x1f")
         kind = column.type
@@ -33,7 +38,7 @@ def documents(table: pa.Table) -> pa.ChunkedArray | None:
     Words are separated by single spaces; the texts of a pair by a sign that is in no text.
     """
     columns = [_joined(table[role], " ") for role in table.column_names if role not in NOT_INPUTS]
-    if not columns or not all(pa.types.is_string(column.type) for column in columns):
+    if "image" in table.column_names or not columns or not all(pa.types.is_string(column.type) for column in columns):
         return None
     parts = [normalised(column) for column in columns]
     return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, " \x1e ")

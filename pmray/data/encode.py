@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +25,6 @@ ENCODER_VERSION = 1
 MANIFEST = "manifest.json"
 """Written last into a folder of the cache: a folder that has it is whole."""
 
-CHUNK = 10_000
-"""Rows that are tokenized at a time: enough to keep the tokenizer's threads busy, few enough for a progress bar."""
-
 PROCESSOR_FILES = (
     *("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece"),
     *("preprocessor", "processor"),
@@ -36,6 +34,9 @@ PROCESSOR_FILES = (
 
 class Encoder(Protocol):
     """What encoding needs of a task."""
+
+    encode_rows: ClassVar[int]
+    """Rows that are encoded at a time: enough to keep all threads busy, few enough to hold."""
 
     def encode(self, table: pa.Table, processor: Any, max_length: int) -> pa.Table:
         """Turn rows into model inputs with a ``length`` column."""
@@ -61,7 +62,32 @@ class Encoded:
 
     def rows(self, positions: NDArray[np.int64]) -> pa.Table:
         """Take rows by position."""
-        return self.table.take(pa.array(positions))
+        if len(self.batches) == 1:
+            return self.table.take(pa.array(positions))
+        # Arrow's own `take` would put all batches of the file together first, whatever the rows.
+        number = np.searchsorted(self.ends, positions, side="right")
+        order = np.argsort(number, kind="stable")
+        parts = [
+            self.batches[one].take(pa.array(positions[order[number[order] == one]] - self.starts[one]))
+            for one in np.unique(number)
+        ]
+        return pa.Table.from_batches(parts).combine_chunks().take(pa.array(np.argsort(order, kind="stable")))
+
+    @cached_property
+    def batches(self) -> Sequence[pa.RecordBatch]:
+        """The pieces that the file was written in."""
+        found: list[pa.RecordBatch] = self.table.to_batches()
+        return found or [pa.RecordBatch.from_pylist([], self.table.schema)]
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Position after the last row of each piece."""
+        return np.cumsum([len(batch) for batch in self.batches])
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Position of the first row of each piece."""
+        return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
 
 
 def processor_key(folder: Path) -> str:
@@ -110,13 +136,13 @@ def encode_splits(
     processor = open_processor()
     with finished_folder(folder) as partial:
         for name, table in splits.items():
-            parts = []
-            for start in range(0, max(1, len(table)), CHUNK):
-                part = task.encode(table.slice(start, CHUNK), processor, max_length)
-                parts.append(part)
-                progress(len(part))
-            write_arrow(pa.concat_tables(parts), partial / f"{name}.arrow")
-        manifest = {"pad": processor.pad_token_id or 0, "rows": {name: len(table) for name, table in splits.items()}}
+            step = task.encode_rows
+            with ArrowWriter(partial / f"{name}.arrow") as writer:
+                for start in range(0, max(1, len(table)), step):
+                    part = task.encode(table.slice(start, step), processor, max_length)
+                    writer.write(part)
+                    progress(len(part))
+        manifest = {"pad": _pad(processor), "rows": {name: len(table) for name, table in splits.items()}}
         (partial / MANIFEST).write_text(json.dumps(manifest))
     return sum(len(table) for table in splits.values())
 
@@ -132,7 +158,34 @@ def open_encoded(cache: Path, key: str, split: str) -> Encoded:
 def encode_table(task: Encoder, table: pa.Table, processor: Any, max_length: int) -> Encoded:
     """Encode a few rows in memory."""
     encoded = task.encode(table, processor, max_length)
-    return Encoded(encoded, encoded["length"].to_numpy(), processor.pad_token_id or 0)
+    return Encoded(encoded, encoded["length"].to_numpy(), _pad(processor))
+
+
+def _pad(processor: Any) -> int:
+    """The token that fills shorter rows; images need none."""
+    return getattr(processor, "pad_token_id", None) or 0
+
+
+class ArrowWriter:
+    """Writes an uncompressed Arrow file, the kind that can be memory-mapped, piece by piece."""
+
+    def __init__(self, path: Path) -> None:
+        self.sink = pa.OSFile(str(path), "wb")
+        self.writer: Any = None
+
+    def __enter__(self) -> ArrowWriter:
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; the first ones decide about the columns."""
+        if self.writer is None:
+            self.writer = pa.ipc.new_file(self.sink, table.schema)
+        self.writer.write_table(table.combine_chunks())
+
+    def __exit__(self, *raised: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.sink.close()
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:

@@ -68,9 +68,13 @@ class Part:
     """Number of each row in its file."""
     bad: Mapping[int, str]
     """Number and description of each row that could not be read."""
+    files: tuple[str, ...] = ()
+    """The file of each row, where each has one of its own."""
 
     def row_ids(self) -> pa.Array:
         """Name each row ``<file>:<row>``."""
+        if self.files:
+            return pa.array(self.files)
         return pc.binary_join_element_wise(self.name, pa.array(self.rows).cast(pa.string()), ":")
 
 

@@ -188,6 +188,11 @@ def examine(data: Data, roles: Mapping[str, bool], *, only: Sequence[str] = SPLI
         findings += distributions.check_kinds(parts[split], split, [data.columns.get(role, role) for role in roles])
         tables[split], found = check.usable_rows(tables[split], split, labels=data.labels, drop=drop)
         findings += found
+        if "image" in tables[split].column_names:
+            # A few damaged files among thousands are usual; only who asks for it is stopped by them.
+            stop = data.bad_rows == "error" and "bad_rows" in data.model_fields_set
+            tables[split], found = check.readable_images(tables[split], split, drop=not stop)
+            findings += found
     try:
         splits = _with_fractions(tables, data, only)
     except DataError as error:

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pmray.data.check import Finding
 from pmray.data.columns import each_element
 from pmray.data.formats import FORMATS, KNOWN_KINDS, File, Part, plain_table, reaching, read_file
+from pmray.data.images import SUFFIXES as IMAGE_SUFFIXES
 from pmray.errors import DataError, first_problems, nearest
 from pmray.spec import HubDataset, HubSource, Source
 
@@ -40,7 +41,13 @@ def read_source(source: Source, split: str, *, drop: bool) -> list[Part]:
         DataError: Anything cannot be read; the message names every file and row.
     """
     parts, problems = [], []
-    for origin in _origins(source, split):
+    origins = _origins(source, split)
+    images = [origin for origin in origins if isinstance(origin, File) and origin.suffix in IMAGE_SUFFIXES]
+    if images:
+        parts.append(_image_part(images))
+    for origin in origins:
+        if origin in images:
+            continue
         try:
             part = _hub_part(origin) if isinstance(origin, HubDataset) else read_file(origin)
         except DataError as error:
@@ -150,9 +157,12 @@ def _files(given: str) -> list[File]:
         files = []
         for match in matches:
             files += _below(system, match) if system.isdir(match) else [File(system, match)]
-    if files := [file for file in files if file.suffix in FORMATS]:
-        return files
-    raise DataError(f"{path} holds no data file; known kinds: {KNOWN_KINDS}")
+    # Images beside a table are what the table tells of; without one, their folders are their classes.
+    if found := [file for file in files if file.suffix in FORMATS] or [
+        file for file in files if file.suffix in IMAGE_SUFFIXES
+    ]:
+        return found
+    raise DataError(f"{path} holds no data file; known kinds: {KNOWN_KINDS}, or images in folders of their classes")
 
 
 def _below(system: Any, folder: str) -> list[File]:
@@ -194,6 +204,19 @@ def _expanded(path: str) -> str:
 
     expanded = re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, path)
     return str(Path(expanded).expanduser()) if expanded.split("/")[0] == "~" else expanded
+
+
+def _image_part(files: Sequence[File]) -> Part:
+    """Images of class folders as rows: where each lies, and the folder that it is in as its label."""
+    local = [isinstance(file.system, LocalFileSystem) for file in files]
+    table = pa.table(
+        {
+            "image": [file.path if near else file.address for file, near in zip(files, local, strict=True)],
+            "label": [posixpath.basename(posixpath.dirname(file.path)) for file in files],
+        }
+    )
+    # Each image is a file of its own: a number after its name would tell nothing.
+    return Part("", files[0].address, table, np.arange(1, len(files) + 1), {}, tuple(file.name for file in files))
 
 
 def _hub_dataset(hub: HubDataset) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmray.scoring.ragged import flat, is_ragged, like
 from pmray.tasks.base import Task
 
 
@@ -34,11 +35,11 @@ def logme(features: NDArray[Any], targets: NDArray[Any]) -> float:
     point iteration of their algorithm 3 on the singular values.
 
     Args:
-        features: Shape (rows, width).
-        targets: Class numbers, shape (rows,), or label bits, shape (rows, labels).
+        features: Shape (rows, width), or ragged.
+        targets: Class numbers, shape (rows,), label bits, shape (rows, labels), or ragged.
     """
-    x = features.astype(np.float64)
-    y = _columns(targets)
+    x = flat(features).astype(np.float64)
+    y = _columns(flat(targets))
     rows, width = x.shape
     u, singular, _ = np.linalg.svd(x, full_matrices=False)
     squared = singular**2
@@ -71,7 +72,7 @@ def linear_probe(features: NDArray[Any], targets: NDArray[Any], task: Task, metr
     """The deciding metric of a logistic regression on the features, cross-validated.
 
     Args:
-        features: Shape (rows, width).
+        features: Shape (rows, width), or ragged; the parts of a row are then probed one by one.
         targets: As ``task.targets`` gives them.
         task: Turns the probe's probabilities into a score.
         metric: Name of the deciding metric.
@@ -85,6 +86,7 @@ def linear_probe(features: NDArray[Any], targets: NDArray[Any], task: Task, metr
 
     logistic = LogisticRegression(C=0.1, max_iter=300)
     labels = len(task.labels)
+    whole, features, targets = targets, flat(features), flat(targets)
     if targets.ndim == 2:
         # A label that all or none of a fold's rows have cannot be learned there: probe those that vary everywhere.
         splitter = KFold(folds, shuffle=True, random_state=0)
@@ -97,14 +99,18 @@ def linear_probe(features: NDArray[Any], targets: NDArray[Any], task: Task, metr
     else:
         counts = np.bincount(targets, minlength=labels)
         rows = np.flatnonzero(counts[targets] >= folds)
-        targets, features = targets[rows], features[rows]
-        seen = np.unique(targets)
-        scores = np.zeros((len(targets), labels))
+        seen = np.unique(targets[rows])
+        # Parts of a row that are too rare to be learned stay in it, and get what is most frequent.
+        scores = np.tile(counts / len(targets), (len(targets), 1))
         probe = make_pipeline(StandardScaler(), logistic)
         splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
-        fitted = cross_val_predict(probe, features, targets, cv=splitter, method="predict_proba")
-        scores[:, seen] = fitted
-    outcomes = task.tuned(scores, targets).outcome(scores, targets)
+        fitted = cross_val_predict(probe, features[rows], targets[rows], cv=splitter, method="predict_proba")
+        scores[rows] = 0
+        scores[np.ix_(rows, seen)] = fitted
+        if not is_ragged(whole):
+            whole, scores = whole[rows], scores[rows]
+    scores = like(scores, whole)
+    outcomes = task.tuned(scores, whole).outcome(scores, whole)
     return float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
 
 

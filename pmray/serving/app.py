@@ -17,7 +17,6 @@ from typing import Any, Self
 from uuid import uuid4
 
 import httpx
-import numpy as np
 import pyarrow as pa
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +29,7 @@ from pmray.distributed.cluster import connected
 from pmray.errors import EndpointError, SpecError
 from pmray.evaluation import evaluate_scores
 from pmray.predictors import resolve
+from pmray.scoring.ragged import stacked
 from pmray.serving.scorer import Answer, Refused, Scorer
 from pmray.spec import Serve
 
@@ -170,7 +170,7 @@ class Endpoint:
         table = pa.table(
             {"row_id": [str(position) for position in good], "label": [labels[position] for position in good]}
         )
-        scores = np.stack([one.scores for one in answers if isinstance(one, Answer)])
+        scores = stacked([one.scores for one in answers if isinstance(one, Answer)])
         metric = str(self.scorer.bundle.settings["metric"])
         found = await asyncio.to_thread(
             evaluate_scores, task, metric, table, scores, source=self.scorer.bundle.name, refused=refused
@@ -181,7 +181,7 @@ class Endpoint:
     async def model(self) -> dict[str, Any]:
         """What is served: task, promised score, recipe, origin, limits."""
         settings = self.scorer.bundle.settings
-        facts = {"name": self.scorer.bundle.name, "version": self.version, "fields": self.scorer.roles}
+        facts = {"name": self.scorer.bundle.name, "version": self.version, "fields": list(self.scorer.task.inputs)}
         return {**facts, "max_rows": self.limits["max_rows"], "settings": dict(settings)}
 
     @app.get("/healthz")

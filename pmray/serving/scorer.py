@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from pmray.bundle import GOLDEN_TOLERANCE, Bundle
 from pmray.data.encode import encode_table
+from pmray.scoring.ragged import flat
 from pmray.training import loop
+from pmray.training.trial import score_vectors
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Answer:
 
     values: Mapping[str, Any]
     """``task.answer``: the label or labels, and every label's probability."""
-    scores: NDArray[np.float32]
-    """Score vector, shape (labels,)."""
+    scores: NDArray[Any]
+    """Score vector, shape (labels,), or one for each part of the row, shape (parts, labels)."""
 
 
 @dataclass(frozen=True)
@@ -42,53 +44,36 @@ class Scorer:
         self.model, self.processor = bundle.open_model()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
-        self.roles = [role for role, needed in self.task.columns.items() if needed and role != "label"]
-        if getattr(self.task, "pair", False):
-            self.roles.append("text_pair")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer | Refused]:
         """Answer every row, in order."""
-        problems = [self.problem(row) for row in rows]
+        problems = [self.task.problem(row) for row in rows]
         good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
-        table = pa.table({role: pa.array([row[role] for row in good], pa.string()) for role in self.roles})
-        scores = iter(self.scores(table))
+        scores = iter(self.scores(self.task.rows(good)))
         answers: list[Answer | Refused] = []
-        for problem in problems:
+        for row, problem in zip(rows, problems, strict=True):
             if problem is not None:
                 answers.append(Refused(problem))
             else:
                 score = next(scores)
-                answers.append(Answer(self.task.answer(score), score))
+                answers.append(Answer(self.task.answer(score, row), score))
         return answers
 
-    def problem(self, row: Mapping[str, Any]) -> str | None:
-        """Say why a row cannot be answered, or None."""
-        for role in self.roles:
-            value = row.get(role)
-            if value is None:
-                return f"`{role}` is missing; a row needs {' and '.join(f'`{one}`' for one in self.roles)}"
-            if not isinstance(value, str):
-                return f"`{role}` must be text, but is {type(value).__name__}"
-            if not value.strip():
-                return f"`{role}` is empty"
-        return None
-
-    def scores(self, table: pa.Table) -> NDArray[np.float32]:
-        """Score vectors of rows that are all good, shape (rows, labels), in their order."""
+    def scores(self, table: pa.Table) -> NDArray[Any]:
+        """Score vectors of rows that are all good, shape (rows, labels) or ragged, in their order."""
         parts = [self._scores(part) for part in _slices(table)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.task.labels)), np.float32)
 
-    def _scores(self, table: pa.Table) -> NDArray[np.float32]:
+    def _scores(self, table: pa.Table) -> NDArray[Any]:
         rows = encode_table(self.task, table, self.processor, self.bundle.max_length)
         return loop.predict(self.model, self.task, rows)
 
     def health(self) -> str | None:
         """Run the golden rows; None when all is as it was at export, else what differs."""
         golden = self.bundle.golden()
-        expected = golden["scores"].combine_chunks().flatten().to_numpy().reshape(len(golden), -1)
-        found = self.scores(golden)
+        found, expected = flat(self.scores(golden)), flat(score_vectors(golden["scores"]))
         if found.shape != expected.shape:
-            return f"golden rows give {found.shape[1]} scores a row, but {expected.shape[1]} are expected"
+            return f"golden rows give scores of shape {found.shape}, but {expected.shape} is expected"
         worst = float(np.abs(found - expected).max())
         if not worst <= GOLDEN_TOLERANCE:
             return f"golden rows differ by up to {worst:.3f} from what they were at export"

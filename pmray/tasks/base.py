@@ -32,6 +32,14 @@ class Task(Protocol):
     """The name in specs."""
     columns: ClassVar[Mapping[str, bool]]
     """Role -> whether it is required."""
+    head: ClassVar[str]
+    """The ``transformers`` class that opens an exported model, such as ``AutoModelForSequenceClassification``."""
+    reader: ClassVar[str]
+    """What ``processor`` opens, in messages: tokenizer, image processor."""
+    encode_rows: ClassVar[int]
+    """Rows that are encoded at a time, which bounds the memory it takes."""
+    baselines: ClassVar[Mapping[str, str]]
+    """Name in tables -> kind of the models without a transformer that every sweep contains; see ``baselines``."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -82,19 +90,25 @@ class Task(Protocol):
         ...
 
     def targets(self, table: pa.Table) -> NDArray[Any]:
-        """Turn the label column into numbers: shape (rows,) or (rows, labels)."""
+        """Turn the label column into numbers: shape (rows,) or (rows, labels), or ragged (see ``scoring.ragged``)."""
         ...
 
-    def collate(self, encoded: pa.Table, pad: int) -> dict[str, torch.Tensor]:
-        """Pad encoded rows to the longest of this batch, not of the data set."""
+    def collate(
+        self, encoded: pa.Table, pad: int, random: np.random.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Make encoded rows a batch, padded to the longest of them; `random` is given where they may be augmented."""
         ...
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> Any:
+        """What a frozen body sees in a batch, shape (rows, width); ragged where targets are."""
+        ...
+
+    def loss(self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table) -> torch.Tensor:
         """Loss of each row, shape (rows,)."""
         ...
 
-    def predict(self, logits: torch.Tensor) -> NDArray[np.float32]:
-        """Turn logits into score vectors, shape (rows, labels), float32."""
+    def predict(self, logits: torch.Tensor, encoded: pa.Table) -> NDArray[Any]:
+        """Turn logits into score vectors, shape (rows, labels), float32; ragged where targets are."""
         ...
 
     def outcome(self, scores: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
@@ -141,6 +155,38 @@ class Task(Protocol):
         """Predictions in the form of ``targets``."""
         ...
 
-    def answer(self, scores: NDArray[Any]) -> dict[str, Any]:
+    def halves(self, outcomes: Outcomes) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Truth and prediction of each line where a row has one label, (rows, 1), or bits, (rows, labels); else None.
+
+        What needs them (confusion, calibration, metrics of probabilities) is left out where there are none.
+        """
+        ...
+
+    def shown(self, values: NDArray[Any]) -> list[str]:
+        """Write targets or predictions for people."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Roles that a row needs for a prediction."""
+        ...
+
+    def sent(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row of a table as JSON can carry it to ``problem`` and ``rows``."""
+        ...
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say why a row that was sent to an endpoint cannot be answered, or None."""
+        ...
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Make rows that were sent, and have no problem, into a table that ``encode`` takes."""
+        ...
+
+    def answer(self, scores: NDArray[Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """One row's prediction as plain values, for an endpoint."""
+        ...
+
+    def scores_of(self, answer: Mapping[str, Any]) -> NDArray[np.float32]:
+        """The scores behind an answer that came from an endpoint, as near as it tells them."""
         ...

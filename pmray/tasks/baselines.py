@@ -2,75 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pmray.scoring.ragged import flat, ragged
 from pmray.tasks.base import Task
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-Kind = Literal["majority", "tfidf"]
-
-BASELINES: dict[str, Kind] = {"majority class": "majority", "TF-IDF + logistic regression": "tfidf"}
-"""Name in tables -> kind; every text sweep contains them."""
+Said = tuple[NDArray[Any], list[NDArray[Any]]]
+"""Score vectors for validation, and for each of the other tables; ragged where targets are."""
 
 
 def fit_baseline(
-    kind: Kind,
+    kind: str,
     task: Task,
     train: pa.Table,
     validation: pa.Table,
     others: Sequence[pa.Table],
     *,
     metric: str,
-) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+) -> Said:
     """Fit a baseline and return its score vectors, shape (rows, labels), for validation and for other tables.
 
     Args:
-        kind: ``majority`` says the label shares of train for every row; ``tfidf`` is a logistic regression on TF-IDF of
-            words and word pairs (of characters, where texts hold no words of two letters), its regularisation chosen on
-            validation.
+        kind: One of `KINDS`.
         task: Gives targets and score.
         train: Labelled rows.
         validation: Labelled rows.
         others: Rows whose labels are not looked at.
         metric: Name of the deciding metric.
     """
-    targets = task.targets(train)
-    if kind == "majority":
-        shares = (
-            targets.mean(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(task.labels)) / len(targets)
-        )
-        return np.tile(shares, (len(validation), 1)), [np.tile(shares, (len(table), 1)) for table in others]
+    return KINDS[kind](task, train, validation, others, metric)
 
+
+def _majority(task: Task, train: pa.Table, validation: pa.Table, others: Sequence[pa.Table], metric: str) -> Said:
+    """Say the label shares of train for every row."""
+    targets = task.targets(train)
+    shares = targets.mean(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(task.labels)) / len(targets)
+    first, *rest = (np.tile(shares, (len(table), 1)) for table in (validation, *others))
+    return first, rest
+
+
+def _tfidf(task: Task, train: pa.Table, validation: pa.Table, others: Sequence[pa.Table], metric: str) -> Said:
+    """Logistic regression on TF-IDF of words and word pairs (of characters, where texts hold no words)."""
     from scipy.sparse import hstack
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
 
     fields = [field for field in ("text", "text_pair") if field in train.column_names]
     vectorizers = {field: _vectorizer(train[field].to_pylist()) for field in fields}
-    inputs = hstack([vectorizers[field].transform(train[field].to_pylist()) for field in fields]).tocsr()
+
+    def inputs(table: pa.Table) -> Any:
+        return hstack([vectorizers[field].transform(table[field].to_pylist()) for field in fields]).tocsr()
+
+    return _regression(task, train, validation, others, metric, inputs, (1.0, 10.0))
+
+
+def _pixels(task: Task, train: pa.Table, validation: pa.Table, others: Sequence[pa.Table], metric: str) -> Said:
+    """Logistic regression on the pixels of small copies of the images."""
+    from pmray.data.images import thumbnails
+
+    return _regression(task, train, validation, others, metric, thumbnails, (0.001, 0.01, 0.1))
+
+
+def _regression(
+    task: Task,
+    train: pa.Table,
+    validation: pa.Table,
+    others: Sequence[pa.Table],
+    metric: str,
+    inputs: Callable[[pa.Table], Any],
+    strengths: Sequence[float],
+) -> Said:
+    """Logistic regression whose regularisation is chosen on validation; of several labels a row, one for each."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    targets = task.targets(train)
     seen = targets.any(0) & ~targets.all(0) if targets.ndim == 2 else np.unique(targets)
+    found = inputs(train)
 
     def scores(model: Any, table: pa.Table) -> NDArray[Any]:
-        found = hstack([vectorizers[field].transform(table[field].to_pylist()) for field in fields]).tocsr()
         result = (
             np.tile(targets.mean(0), (len(table), 1)) if targets.ndim == 2 else np.zeros((len(table), len(task.labels)))
         )
-        result[:, seen] = model.predict_proba(found)
+        result[:, seen] = model.predict_proba(inputs(table))
         return result
 
     best: tuple[float, Any, NDArray[Any]] | None = None
     validation_targets = task.targets(validation)
-    for c in (1.0, 10.0):
+    for c in strengths:
         logistic = LogisticRegression(C=c, max_iter=1000)
         model = OneVsRestClassifier(logistic) if targets.ndim == 2 else logistic
-        model.fit(inputs, targets[:, seen] if targets.ndim == 2 else targets)
+        model.fit(found, targets[:, seen] if targets.ndim == 2 else targets)
         said = scores(model, validation)
         outcomes = task.tuned(said, validation_targets).outcome(said, validation_targets)
         value = float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
@@ -78,6 +106,56 @@ def fit_baseline(
             best = value, model, said
     assert best is not None
     return best[2], [scores(best[1], table) for table in others]
+
+
+def _word_lookup(task: Task, train: pa.Table, validation: pa.Table, others: Sequence[pa.Table], metric: str) -> Said:
+    """Say of each word the tags it has in train; of a word that train lacks, what it says of its form.
+
+    The form of a word is whether it begins with a capital, holds digits, or neither.
+    """
+    labels = len(task.labels)
+    known: dict[str, NDArray[np.float64]] = {}
+    for words, tags in zip(train["words"].to_pylist(), task.targets(train), strict=True):
+        for word, tag in zip(words, tags, strict=True):
+            for name in (word.strip(), _form(word)):
+                known.setdefault(name, np.zeros(labels))[tag] += 1
+    shares = {name: counts / counts.sum() for name, counts in known.items()}
+    nothing = np.eye(labels)[0]
+
+    def scores(table: pa.Table) -> NDArray[Any]:
+        return ragged(
+            [
+                np.array([shares.get(word.strip(), shares.get(_form(word), nothing)) for word in words])
+                for words in table["words"].to_pylist()
+            ]
+        )
+
+    return scores(validation), [scores(table) for table in others]
+
+
+def _one_tag(task: Task, train: pa.Table, validation: pa.Table, others: Sequence[pa.Table], metric: str) -> Said:
+    """Say the tag shares of train for every word."""
+    counts = np.bincount(flat(task.targets(train)), minlength=len(task.labels))
+    first, *rest = (
+        ragged([np.tile(counts / counts.sum(), (len(words), 1)) for words in table["words"].to_pylist()])
+        for table in (validation, *others)
+    )
+    return first, rest
+
+
+def _form(word: str) -> str:
+    """A name for words that look alike, which no word has: words hold no tabs."""
+    return "\tdigits" if any(sign.isdigit() for sign in word) else f"\tcapital {word[:1].isupper()}"
+
+
+KINDS: dict[str, Callable[[Task, pa.Table, pa.Table, Sequence[pa.Table], str], Said]] = {
+    "majority": _majority,
+    "tfidf": _tfidf,
+    "pixels": _pixels,
+    "one tag": _one_tag,
+    "word lookup": _word_lookup,
+}
+"""What the baselines of tasks are made with."""
 
 
 def _vectorizer(texts: Sequence[str]) -> TfidfVectorizer:

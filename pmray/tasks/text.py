@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pmray.errors import DataError, SpecError
-from pmray.scoring import metrics
-from pmray.scoring.calibration import best_thresholds
-from pmray.scoring.metrics import Metric
 from pmray.spec import Choice, Data, Log, Range, Recipe
-from pmray.tasks.base import Outcomes
+from pmray.tasks.labels import RowLabels, labels_of, prepare_head
+from pmray.tasks.pretrained import layer_mean, open_head, open_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,32 +19,19 @@ if TYPE_CHECKING:
     from pmray.data.check import Finding
 
 
-OWN_THRESHOLD = 20
-"""Validation rows that must have a label before it gets a threshold of its own."""
-
-
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(RowLabels):
     """Rows are a text (or a pair of texts) and a label (or a list of labels); the score is macro F1."""
 
-    labels: tuple[str, ...]
-    """In the order of the logits."""
-    multi_label: bool = False
-    """A row may have any number of labels; the label column holds lists."""
     pair: bool = False
     """A row has a second text, ``text_pair``."""
-    positive: str | None = None
-    """Binary tasks: the label whose own F1 is reported too."""
-    thresholds: tuple[float, ...] = ()
-    """Multi-label: smallest probability at which each label is said, in the order of `labels`; empty means 0.5."""
 
     name: ClassVar[str] = "text-classification"
     columns: ClassVar[Mapping[str, bool]] = {"text": True, "text_pair": False, "label": True, "group": False}
-
-    @classmethod
-    def scores(cls) -> frozenset[str]:
-        """Names of all metrics that a spec may ask for, whatever the labels turn out to be."""
-        return frozenset({*metrics.SINGLE_LABEL, *metrics.BINARY, *metrics.MULTI_LABEL})
+    head: ClassVar[str] = "AutoModelForSequenceClassification"
+    reader: ClassVar[str] = "tokenizer"
+    encode_rows: ClassVar[int] = 10_000
+    baselines: ClassVar[Mapping[str, str]] = {"majority class": "majority", "TF-IDF + logistic regression": "tfidf"}
 
     @classmethod
     def from_data(cls, data: Data, train: pa.Table) -> Self:
@@ -60,50 +40,7 @@ class TextClassification:
         Raises:
             DataError: ``positive_label`` is not one of two labels.
         """
-        import pyarrow as pa
-
-        column = train["label"]
-        multi_label = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-        found = Counter((column.combine_chunks().flatten() if multi_label else column).to_pylist())
-        labels = tuple(data.labels or sorted(found, key=_natural))
-        positive = data.positive_label
-        binary = len(labels) == 2 and not multi_label
-        if positive is not None and (not binary or positive not in labels):
-            raise DataError(
-                f"data.positive_label is {positive!r}, but the labels are {list(labels)}; it must be one of exactly two"
-            )
-        if binary and positive is None:
-            positive = min(labels, key=lambda label: (found[label], -labels.index(label)))
-        return cls(labels=labels, multi_label=multi_label, pair="text_pair" in train.column_names, positive=positive)
-
-    @classmethod
-    def from_json(cls, settings: Mapping[str, Any]) -> Self:
-        """Read what ``to_json`` wrote."""
-        values = {key: value for key, value in settings.items() if key != "task"}
-        if (common := values.pop("threshold", None)) is not None:  # bundles of 0.1 had one for all labels
-            values["thresholds"] = [common] * len(values["labels"]) if values["multi_label"] else ()
-        tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("labels", "thresholds") if key in values}
-        return cls(**{**values, **tuples})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return {"task": self.name, **asdict(self), "labels": list(self.labels), "thresholds": list(self.thresholds)}
-
-    def default_score(self) -> str:
-        """Macro F1; micro F1 for many labels, where most labels are rare and macro F1 is mostly noise."""
-        return "f1_micro" if self.multi_label else "f1_macro"
-
-    def metrics(self) -> Sequence[str]:
-        """Names of the metrics that are reported."""
-        if self.multi_label:
-            return metrics.MULTI_LABEL
-        return metrics.BINARY if self.positive else metrics.SINGLE_LABEL
-
-    def check_score(self, score: str) -> None:
-        """Raise ``SpecError`` where a metric does not fit these labels, such as ``f1_positive`` of six classes."""
-        if score not in self.metrics():
-            kind = "several labels a row" if self.multi_label else f"{len(self.labels)} labels"
-            raise SpecError(f"score {score!r} does not fit data with {kind}; known: {', '.join(self.metrics())}.")
+        return cls(pair="text_pair" in train.column_names, **labels_of(data, train))
 
     def check(self, table: pa.Table, split: str) -> list[Finding]:
         """Warn of texts so short that they say nothing; what all tasks share is checked by ``pmray.data.check``."""
@@ -141,29 +78,14 @@ class TextClassification:
 
     def processor(self, folder: str) -> Any:
         """Open the tokenizer in `folder`; one without a padding token pads with its end or unknown token."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        # Last-token pooling of decoders looks for the last token that is not padding, so padding goes right.
-        tokenizer.padding_side = "right"
-        return tokenizer
+        return open_tokenizer(folder)
 
     def build(self, folder: str, config: Any, pad: int, **options: Any) -> torch.nn.Module:
         """Open the pre-trained body and put a new classification head on it."""
-        from transformers import AutoModelForSequenceClassification
-
-        config.num_labels = len(self.labels)
-        config.id2label = dict(enumerate(self.labels))
-        config.label2id = {label: index for index, label in enumerate(self.labels)}
-        config.problem_type = "multi_label_classification" if self.multi_label else "single_label_classification"
+        prepare_head(config, self.labels, multi_label=self.multi_label)
         if config.pad_token_id is None:
             config.pad_token_id = pad
-        model: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
-        )
-        return model
+        return open_head(self.head, folder, config=config, **options)
 
     def encode(self, table: pa.Table, processor: Any, max_length: int) -> pa.Table:
         """Turn rows into token ids; columns ``input_ids``, ``length`` and, for pairs, ``token_type_ids``."""
@@ -182,7 +104,9 @@ class TextClassification:
             columns["token_type_ids"] = pa.array(encoded["token_type_ids"], type=pa.list_(pa.int8()))
         return pa.table(columns)
 
-    def collate(self, encoded: pa.Table, pad: int) -> dict[str, torch.Tensor]:
+    def collate(
+        self, encoded: pa.Table, pad: int, random: np.random.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
         """Pad to the longest row of this batch; the mask comes from the lengths, as some ids pad and mean something."""
         import torch
 
@@ -196,99 +120,34 @@ class TextClassification:
                 batch[name] = torch.from_numpy(padded)
         return batch
 
-    def targets(self, table: pa.Table) -> NDArray[Any]:
-        """Label numbers, shape (rows,) int64; or label bits, shape (rows, labels) int8."""
-        index = {label: position for position, label in enumerate(self.labels)}
-        values = table["label"].to_pylist()
-        if not self.multi_label:
-            return np.array([index[value] for value in values], dtype=np.int64)
-        bits = np.zeros((len(values), len(self.labels)), dtype=np.int8)
-        for row, names in enumerate(values):
-            bits[row, [index[name] for name in names]] = 1
-        return bits
+    def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> torch.Tensor:
+        """Mean over tokens and layers of the body's hidden states, shape (rows, width), float32."""
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return (layer_mean(model, batch) * mask).sum(1) / mask.sum(1)
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Loss of each row, shape (rows,): cross-entropy, or the sum over labels of binary cross-entropies."""
-        from torch.nn import functional as F
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """``text``, and of pairs ``text_pair``."""
+        return ("text", "text_pair") if self.pair else ("text",)
 
-        if self.multi_label:
-            return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").sum(1)
-        return F.cross_entropy(logits.float(), targets, reduction="none")
+    def sent(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row as it is."""
+        return row
 
-    def predict(self, logits: torch.Tensor) -> NDArray[np.float32]:
-        """Probabilities, shape (rows, labels), float32."""
-        probabilities = logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
-        result: NDArray[np.float32] = probabilities.cpu().numpy()
-        return result
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say why a row cannot be answered, or None."""
+        for role in self.inputs:
+            value = row.get(role)
+            if value is None:
+                return f"`{role}` is missing; a row needs {' and '.join(f'`{one}`' for one in self.inputs)}"
+            if not isinstance(value, str):
+                return f"`{role}` must be text, but is {type(value).__name__}"
+            if not value.strip():
+                return f"`{role}` is empty"
+        return None
 
-    def said(self, scores: NDArray[Any]) -> NDArray[Any]:
-        """The prediction in the form of ``targets``: label numbers, or label bits."""
-        if self.multi_label:
-            return (scores >= np.array(self.thresholds or 0.5)).astype(np.int8)
-        numbers: NDArray[np.int64] = scores.argmax(1)
-        return numbers
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Make rows that were sent, and have no problem, into a table that ``encode`` takes."""
+        import pyarrow as pa
 
-    def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
-        """Return the task with each label's threshold of best F1 on these rows (validation, never test).
-
-        Yang 2001 ("A study of thresholding strategies for text categorization"): SCut, with a fall-back. A label that
-        fewer than `OWN_THRESHOLD` rows have gets the threshold of best micro F1 of all labels, for its own best one
-        would be the luck of a few rows.
-        """
-        if not self.multi_label:
-            return self
-        # One search for all labels, of micro F1: the labels' rows count together.
-        common = best_thresholds(scores.reshape(-1, 1), targets.reshape(-1, 1))[0]
-        own = best_thresholds(scores, targets)
-        enough = targets.sum(axis=0) >= OWN_THRESHOLD
-        return replace(self, thresholds=tuple(float(one) for one in np.where(enough, own, common)))
-
-    def outcome(self, scores: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
-        """One line per example: (true, predicted), or the true bits followed by the predicted bits."""
-        return self.paired_outcome(self.said(scores), targets)
-
-    def paired_outcome(self, said: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
-        """As ``outcome``, from predictions instead of scores."""
-        return np.concatenate([np.atleast_2d(targets.T).T, np.atleast_2d(said.T).T], axis=1).astype(np.int64)
-
-    def score(self, metric: str, outcomes: Outcomes, weights: NDArray[Any]) -> NDArray[np.float64]:
-        """One value of the metric for each line of weights, shape (draws, rows) -> (draws,)."""
-        values: NDArray[np.float64] = self.metric(metric)(outcomes, weights)
-        return values
-
-    def metric(self, name: str) -> Metric:
-        """Return the metric as a function of (outcomes, weights)."""
-        if self.multi_label:
-            return metrics.multi_label_metric(name)
-        return metrics.single_label_metric(name, self.labels.index(self.positive) if self.positive else None)
-
-    def class_metrics(self) -> dict[str, dict[str, Metric]]:
-        """Label -> precision, recall and F1 of that label alone."""
-        kinds = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.f1}
-        return {
-            label: {name: partial(kind, positive=index, multi_label=self.multi_label) for name, kind in kinds.items()}
-            for index, label in enumerate(self.labels)
-        }
-
-    def right(self, outcomes: Outcomes) -> NDArray[np.bool_]:
-        """Whether each row's prediction is right, in all its labels."""
-        true, said = np.split(outcomes, 2, axis=1)
-        right: NDArray[np.bool_] = (true == said).all(axis=1)
-        return right
-
-    def answer(self, scores: NDArray[Any]) -> dict[str, Any]:
-        """One row's prediction for people and machines: the label (or labels) and every label's probability."""
-        said = self.said(scores[None])[0]
-        shown = {label: round(float(score), 6) for label, score in zip(self.labels, scores, strict=True)}
-        if self.multi_label:
-            return {"labels": [label for label, bit in zip(self.labels, said, strict=True) if bit], "scores": shown}
-        return {"label": self.labels[int(said)], "scores": shown}
-
-
-def _natural(label: str) -> tuple[int, float, str]:
-    """Sort "10" after "9"."""
-    try:
-        number = float(label)
-    except ValueError:
-        number = math.nan
-    return (0, number, label) if math.isfinite(number) else (1, 0.0, label)
+        return pa.table({role: pa.array([row[role] for row in rows], pa.string()) for role in self.inputs})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -48,8 +49,8 @@ class Fitted:
     evaluate_seconds: float
     loss: float
     """Mean training loss of the last rung."""
-    validation: NDArray[np.float32] = field(repr=False)
-    """Score vectors of the validation rows with the best weights, shape (rows, labels)."""
+    validation: NDArray[Any] = field(repr=False)
+    """Score vectors of the validation rows with the best weights, shape (rows, labels), or ragged."""
     task: Task = field(repr=False)
     """With the thresholds that were tuned on validation."""
 
@@ -116,7 +117,7 @@ def fit(
     started = time.perf_counter()
     evaluating = 0.0
     curve: list[Rung] = []
-    best: tuple[float, dict[str, torch.Tensor] | None, NDArray[np.float32], Task] | None = None
+    best: tuple[float, dict[str, torch.Tensor] | None, NDArray[Any], Task] | None = None
     seen, step, epoch = 0, 0, 0
     losses: list[float] = []
     loss_mean = math.nan
@@ -125,7 +126,10 @@ def fit(
         for rows in training_steps(train.lengths, recipe.batch_size, seed=seed, epoch=epoch):
             wrapped.train()
             mine = share(rows, rank, workers)
-            loss = _step(wrapped, task, recipe, train, targets, mine, len(rows), workers, device, autocast, name)
+            random = np.random.default_rng([seed, step, rank]) if recipe.augment else None
+            loss = _step(
+                wrapped, task, recipe, train, targets, mine, len(rows), workers, device, autocast, random, name
+            )
             if not math.isfinite(loss):
                 raise Diverged(step, loss, float(schedule.get_last_lr()[0]))
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -168,8 +172,8 @@ def fit(
     )
 
 
-def predict(model: nn.Module, task: Task, rows: Encoded, recipe: Recipe | None = None) -> NDArray[np.float32]:
-    """Score vectors of all rows, shape (rows, labels), float32, in the order of the rows.
+def predict(model: nn.Module, task: Task, rows: Encoded, recipe: Recipe | None = None) -> NDArray[Any]:
+    """Score vectors of all rows, shape (rows, labels), float32 (or ragged), in the order of the rows.
 
     In a process group each worker predicts its share, and all get the whole. Without a recipe the arithmetic is fp32.
     """
@@ -191,20 +195,21 @@ def map_rows(
     task: Task,
     rows: Encoded,
     positions: Rows,
-    function: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor | NDArray[np.float32]],
+    function: Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], torch.Tensor | NDArray[Any]],
     recipe: Recipe | None,
-) -> NDArray[np.float32]:
-    """Apply ``function(model, batch)`` to some rows in batches of similar length; one result row each, in order."""
+) -> NDArray[Any]:
+    """Apply ``function(model, batch, encoded)`` to rows in batches of similar length; one result a row, in order."""
     device = next(model.parameters()).device
     autocast = _autocast(recipe, device) if recipe else nullcontext()
     model.eval()
     done: list[Rows] = []
-    results: list[NDArray[np.float32]] = []
+    results: list[NDArray[Any]] = []
     for part in within_budget(positions, rows.lengths, EVALUATION_TOKENS):
-        batch = {key: value.to(device) for key, value in task.collate(rows.rows(part), rows.pad).items()}
+        encoded = rows.rows(part)
+        batch = {key: value.to(device) for key, value in task.collate(encoded, rows.pad).items()}
         try:
             with autocast:
-                result = function(model, batch)
+                result = function(model, batch, encoded)
         except (torch.OutOfMemoryError, MemoryError):
             raise OutOfMemory("the model", len(part), int(rows.lengths[part].max()), str(device)) from None
         done.append(part)
@@ -222,11 +227,10 @@ def measure_latency(model: nn.Module, task: Task, rows: Encoded, count: int = 20
     chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
     times = []
     for position in [chosen[0], *chosen]:  # the first pass warms up and is not counted
-        batch = {
-            key: value.to(device) for key, value in task.collate(rows.rows(np.array([position])), rows.pad).items()
-        }
+        encoded = rows.rows(np.array([position]))
+        batch = {key: value.to(device) for key, value in task.collate(encoded, rows.pad).items()}
         before = time.perf_counter()
-        task.predict(model(**batch).logits)
+        task.predict(model(**batch).logits, encoded)
         times.append(time.perf_counter() - before)
     return float(np.median(times[1:]) * 1000)
 
@@ -244,8 +248,8 @@ def bf16_is_fast() -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _logits_to_scores(task: Task) -> Callable[[nn.Module, dict[str, torch.Tensor]], NDArray[np.float32]]:
-    return lambda model, batch: task.predict(model(**batch).logits)
+def _logits_to_scores(task: Task) -> Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], NDArray[Any]]:
+    return lambda model, batch, encoded: task.predict(model(**batch).logits, encoded)
 
 
 def _step(
@@ -259,6 +263,7 @@ def _step(
     workers: int,
     device: torch.device,
     autocast: AbstractContextManager[Any],
+    random: np.random.Generator | None,
     name: str,
 ) -> float:
     """Gradients of one optimizer step; returns the mean loss over the rows of all workers."""
@@ -271,10 +276,11 @@ def _step(
         waits = nullcontext() if last or workers == 1 else model.no_sync()  # type: ignore[operator]
         try:
             with waits:
-                batch = {key: value.to(device) for key, value in task.collate(train.rows(part), train.pad).items()}
+                encoded = train.rows(part)
+                batch = {key: value.to(device) for key, value in task.collate(encoded, train.pad, random).items()}
                 with autocast:
                     logits = model(**batch).logits
-                losses = task.loss(logits, torch.from_numpy(targets[part]).to(device))
+                losses = task.loss(logits, targets[part], encoded)
                 # DDP averages over workers, so each one's sum is scaled up to make it the mean over all rows.
                 loss = losses.sum() * weight * (workers / batch_rows)
                 loss.backward()  # type: ignore[no-untyped-call]

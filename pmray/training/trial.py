@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -24,10 +25,11 @@ from pmray import plugins
 from pmray.data.encode import open_encoded, read_arrow
 from pmray.errors import CandidateUnavailable, OutOfMemory
 from pmray.scoring.calibration import fit_temperature, rescaled
+from pmray.scoring.ragged import flat, is_ragged, like, ragged
 from pmray.spec import Recipe
 from pmray.tasks.base import Task
 from pmray.training import loop
-from pmray.training.model import Pretrained, divide_logits, features, on_this_node, open_model, quiet_transformers
+from pmray.training.model import Pretrained, divide_logits, on_this_node, open_model, quiet_transformers
 
 FACTS = "facts.json"
 """Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
@@ -161,11 +163,11 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
     }
     if work.run:
         test = open_encoded(cache, work.encoding, "test")
-        temperature = fit_temperature(fitted.validation, validation_targets)
+        said, wanted = flat(fitted.validation), flat(validation_targets)
+        temperature = fit_temperature(said, wanted)
         if divide_logits(model, len(task.labels), temperature):
             # From here on the weights themselves give calibrated probabilities, to whoever opens them.
-            multi_label = validation_targets.ndim == 2
-            calm = rescaled(fitted.validation, temperature, multi_label=multi_label).astype(np.float32)
+            calm = like(rescaled(said, temperature, multi_label=wanted.ndim == 2).astype(np.float32), fitted.validation)
             fitted = replace(fitted, validation=calm, task=task.tuned(calm, validation_targets))
             measured["temperature"] = temperature
         # In fp32: what decides is what will be served.
@@ -188,14 +190,14 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
 
 def extract_features(
     pretrained: Pretrained, settings: Mapping[str, Any], cache: Path, encoding: str, rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Features of some training rows from the frozen body, shape (rows, width), in the order of `rows`."""
+) -> NDArray[Any]:
+    """Features of some training rows from the frozen body, (rows, width) or ragged, in the order of `rows`."""
     task = open_task(settings)
     train = open_encoded(cache, encoding, "train")
     torch.manual_seed(0)
     model = open_model(on_this_node(pretrained), task, pad=train.pad)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return loop.map_rows(model, task, train, rows, features, Recipe())
+    return loop.map_rows(model, task, train, rows, task.features, Recipe())
 
 
 def open_task(settings: Mapping[str, Any]) -> Task:
@@ -224,17 +226,36 @@ def checkpoint_folder(run: str | Path, key: str) -> Path:
     return Path(run) / "checkpoints" / key
 
 
-def save_predictions(path: Path, row_ids: Sequence[str], scores: NDArray[np.float32]) -> None:
-    """Write one line a row: its id and its score vector."""
+def save_predictions(path: Path, row_ids: Sequence[str], scores: NDArray[Any]) -> None:
+    """Write one line a row: its id and its score vector, or the list of the score vectors of its parts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"row_id": list(row_ids), "scores": pa.array(list(scores), pa.list_(pa.float32()))}), path)
+    pq.write_table(pa.table({"row_id": list(row_ids), "scores": score_column(scores)}), path)
 
 
-def read_predictions(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Read what ``save_predictions`` wrote: row ids, and score vectors of shape (rows, labels)."""
+def read_predictions(path: Path) -> tuple[list[str], NDArray[Any]]:
+    """Read what ``save_predictions`` wrote: row ids, and score vectors of shape (rows, labels), or ragged."""
     table = pq.read_table(path)
-    scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    return table["row_id"].to_pylist(), scores
+    return table["row_id"].to_pylist(), score_vectors(table["scores"])
+
+
+def score_column(scores: NDArray[Any]) -> pa.Array:
+    """Score vectors as a column; ``score_vectors`` reads it."""
+    vector = pa.list_(pa.float32())
+    if is_ragged(scores):
+        return pa.array([list(row) for row in scores], pa.list_(vector))
+    return pa.array(list(scores), vector)
+
+
+def score_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Score vectors from a column of lists of numbers, or (ragged) of lists of such lists."""
+    array = column.combine_chunks()
+    if not pa.types.is_list(array.type.value_type):
+        vectors: NDArray[Any] = array.flatten().to_numpy().reshape(len(array), -1)
+        return vectors
+    sizes = pc.list_value_length(array).to_numpy()
+    parts = array.flatten()
+    flattened = parts.flatten().to_numpy().reshape(len(parts), -1)
+    return ragged(np.split(flattened, np.cumsum(sizes)[:-1]))
 
 
 def save_model(folder: Path, model: torch.nn.Module, task: Task, pretrained: Pretrained, max_length: int) -> None:
@@ -242,8 +263,9 @@ def save_model(folder: Path, model: torch.nn.Module, task: Task, pretrained: Pre
     with quiet_transformers():
         model.save_pretrained(folder)  # type: ignore[operator]
         processor = task.processor(on_this_node(pretrained).folder)
-        # Readers of the folder then cut texts where training did.
-        processor.model_max_length = min(max_length, pretrained.max_positions or max_length)
+        if task.reader == "tokenizer":
+            # Readers of the folder then cut texts where training did.
+            processor.model_max_length = min(max_length, pretrained.max_positions or max_length)
         processor.save_pretrained(folder)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pmray.tasks.baselines import BASELINES, fit_baseline
+from pmray.tasks.baselines import fit_baseline
 from pmray.tasks.text import TextClassification
 from tests.tiny import tiny_rows
 
@@ -36,13 +36,13 @@ def test_words_are_enough_for_labels_that_words_tell():
     assert (validation.argmax(1) == TASK.targets(VALIDATION)).mean() > 0.85
 
 
-@pytest.mark.parametrize("kind", BASELINES.values())
+@pytest.mark.parametrize("kind", TextClassification.baselines.values())
 def test_the_labels_of_other_tables_are_not_looked_at(kind):
     _, (with_labels, without) = fitted(kind, others=(TEST, TEST.drop_columns(["label"])))
     assert np.array_equal(with_labels, without)
 
 
-@pytest.mark.parametrize("kind", BASELINES.values())
+@pytest.mark.parametrize("kind", TextClassification.baselines.values())
 def test_a_label_that_train_never_shows_gets_no_probability(kind):
     task = TextClassification(labels=("negative", "never", "positive"))
     _, (test,) = fitted(kind, task=task)
@@ -51,7 +51,7 @@ def test_a_label_that_train_never_shows_gets_no_probability(kind):
     assert test.sum(1) == pytest.approx(np.ones(80))
 
 
-@pytest.mark.parametrize("kind", BASELINES.values())
+@pytest.mark.parametrize("kind", TextClassification.baselines.values())
 def test_many_labels_a_row_work_even_where_a_label_never_varies(kind):
     task = TextClassification(labels=("always", "bad", "good", "never"), multi_label=True)
 

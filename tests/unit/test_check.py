@@ -125,7 +125,7 @@ def test_empty_splits_and_shared_groups():
 
 
 def test_inputs_that_are_no_text_are_left_alone():
-    rows = table(LONG, ["a", "b"] * 10).drop_columns("text").append_column("image", pa.array([b"x"] * 20))
+    rows = table(LONG, ["a", "b"] * 10).drop_columns("text").append_column("audio", pa.array([b"x"] * 20))
     assert check.check_train(rows, None) == []
     assert check.drop_leaks({"train": rows, "validation": rows, "test": rows})[1] == []
 

@@ -62,13 +62,15 @@ def test_the_memory_mapped_rows_are_those_encoded_directly(tmp_path, processor):
         assert mapped.rows(np.array([3, 0])).equals(direct.rows(np.array([3, 0])))
 
 
-def test_many_chunks_give_the_file_that_one_gives(tmp_path, processor, monkeypatch):
+def test_many_chunks_give_the_rows_that_one_gives(tmp_path, processor, monkeypatch):
     encode_splits(SPLITS, TASK, lambda: processor, key="one", max_length=8, cache=tmp_path)
-    monkeypatch.setattr("pmray.data.encode.CHUNK", 4)
+    monkeypatch.setattr(type(TASK), "encode_rows", 4)
     encode_splits(SPLITS, TASK, lambda: processor, key="many", max_length=8, cache=tmp_path)
-    one, many = (open_encoded(tmp_path, key, "train").table for key in ("one", "many"))
-    assert one.equals(many)
-    assert many["input_ids"].num_chunks == 1
+    one, many = (open_encoded(tmp_path, key, "train") for key in ("one", "many"))
+    assert one.table.equals(many.table)
+    assert many.table["input_ids"].num_chunks > 2
+    for positions in ([0], [len(one) - 1, 0, 5, 4, 0], list(range(len(one)))):
+        assert one.rows(np.array(positions)).equals(many.rows(np.array(positions)))
 
 
 def test_an_empty_split_is_encoded_too(tmp_path, processor):

@@ -90,7 +90,7 @@ def test_small_forward_passes_add_up_to_the_whole_batch(folder):
         gradients = {}
         step = loop._step(
             setting.model, TASK, RECIPE.changed({"max_batch_tokens": tokens}), setting.train, setting.targets,
-            np.arange(32), 32, 1, torch.device("cpu"), loop.nullcontext(), "tiny",
+            np.arange(32), 32, 1, torch.device("cpu"), loop.nullcontext(), None, "tiny",
         )  # fmt: skip
         gradients = {name: one.grad for name, one in setting.model.named_parameters() if one.grad is not None}
         found.append((step, gradients))

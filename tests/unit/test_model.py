@@ -13,7 +13,7 @@ from pmray.data.encode import encode_table
 from pmray.errors import CandidateUnavailable
 from pmray.spec import Candidate
 from pmray.tasks.text import TextClassification
-from pmray.training.model import check_processor, features, locate, on_this_node, open_model
+from pmray.training.model import check_processor, locate, on_this_node, open_model
 from tests.tiny import tiny_model, tiny_rows
 
 FAMILIES = ("bert", "roberta", "gpt2", "llama")
@@ -80,9 +80,9 @@ def test_padding_does_not_change_what_a_model_says(folders, family):
 def test_features_are_one_vector_a_row_whatever_the_padding(folders, family):
     model, encoded = opened(found(folders[family]))
     with torch.no_grad():
-        together = features(model, batch_of(encoded, range(6)))
+        together = TASK.features(model, batch_of(encoded, range(6)), encoded.table)
         assert together.shape == (6, 32)
-        assert torch.allclose(features(model, batch_of(encoded, [2]))[0], together[2], atol=1e-4)
+        assert torch.allclose(TASK.features(model, batch_of(encoded, [2]), encoded.table)[0], together[2], atol=1e-4)
     assert len({tuple(row) for row in together.tolist()}) == 6
 
 

@@ -77,17 +77,19 @@ def test_targets_said_and_outcomes_have_one_form(task):
 
 @KINDS
 def test_losses_are_one_a_row_and_fall_towards_the_target(task):
-    targets = torch.from_numpy(task.targets(rows(task)))
-    one_hot = targets if task.multi_label else torch.nn.functional.one_hot(targets, len(task.labels))
+    table = rows(task)
+    targets = task.targets(table)
+    bits = torch.from_numpy(targets)
+    one_hot = bits if task.multi_label else torch.nn.functional.one_hot(bits, len(task.labels))
     right, wrong = 5.0 * (2 * one_hot - 1), -5.0 * (2 * one_hot - 1)
-    assert task.loss(right, targets).shape == (6,)
-    assert (task.loss(right, targets) < 0.1).all()
-    assert (task.loss(wrong, targets) > 1).all()
+    assert task.loss(right, targets, table).shape == (6,)
+    assert (task.loss(right, targets, table) < 0.1).all()
+    assert (task.loss(wrong, targets, table) > 1).all()
 
 
 @KINDS
 def test_scores_are_float32_probabilities(task):
-    scores = task.predict(torch.randn(4, len(task.labels), dtype=torch.bfloat16))
+    scores = task.predict(torch.randn(4, len(task.labels), dtype=torch.bfloat16), rows(task).slice(0, 4))
     assert scores.dtype == np.float32
     assert ((scores >= 0) & (scores <= 1)).all()
     if not task.multi_label:
@@ -97,8 +99,9 @@ def test_scores_are_float32_probabilities(task):
 @KINDS
 def test_an_answer_is_json_and_agrees_with_what_is_said(task):
     scores = np.linspace(0.2, 0.9, len(task.labels)).astype(np.float32)
-    answer = json.loads(json.dumps(task.answer(scores)))
+    answer = json.loads(json.dumps(task.answer(scores, {})))
     assert list(answer["scores"]) == list(task.labels)
+    assert task.scores_of(answer) == pytest.approx(scores)
     assert answer.get("labels") == ["y", "z"] if task.multi_label else answer["label"] == task.labels[-1]
 
 

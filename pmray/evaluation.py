@@ -28,7 +28,7 @@ from pmray.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_b
 from pmray.spec import Source
 from pmray.tasks.base import Outcomes, Task
 
-INPUTS = ("text", "text_pair")
+INPUTS = ("text", "text_pair", "words")
 """Roles that hold what a person can read."""
 
 PROBABILITY_DRAWS = 200
@@ -228,8 +228,8 @@ def inputs_of(rows: LabelledRows, positions: Sequence[int]) -> list[dict[str, st
     some = rows.table.select([role for role in INPUTS if role in rows.table.column_names])
     if not some.column_names:
         return [{} for _ in positions]
-    taken: list[dict[str, str]] = some.take(np.asarray(positions, dtype=np.int64)).to_pylist()
-    return taken
+    taken = some.take(np.asarray(positions, dtype=np.int64)).to_pylist()
+    return [{role: _as_text(value) for role, value in row.items()} for row in taken]
 
 
 def save_predictions(found: Evaluation, path: Path) -> None:
@@ -262,7 +262,12 @@ def _sliced_column(rows: LabelledRows, name: str) -> pa.ChunkedArray | NDArray[n
 def _texts(rows: LabelledRows) -> list[tuple[str, ...]]:
     """Input texts of each row; none where the data has none."""
     columns = [rows.table[role].to_pylist() for role in INPUTS if role in rows.table.column_names]
-    return [tuple(text or "" for text in row) for row in zip(*columns, strict=True)]
+    return [tuple(_as_text(value) for value in row) for row in zip(*columns, strict=True)]
+
+
+def _as_text(value: str | list[str] | None) -> str:
+    """A text, or words with the white space after each, as one text."""
+    return "".join(value).rstrip() if isinstance(value, list) else value or ""
 
 
 def _other_columns(rows: LabelledRows) -> dict[str, pa.ChunkedArray]:

@@ -14,6 +14,7 @@ from pmray.errors import UnknownName
 
 TASKS = {
     "text-classification": "pmray.tasks.text:TextClassification",
+    "token-classification": "pmray.tasks.tokens:TokenClassification",
     "image-classification": "pmray.tasks.images:ImageClassification",
 }
 

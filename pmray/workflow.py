@@ -212,7 +212,7 @@ def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
             validation, (test,) = fit_baseline(
                 kind, prepared.task, data.train, data.validation, [data.test], metric=prepared.metric
             )
-        task = prepared.task.tuned(validation, prepared.task.targets(data.validation))
+        task = prepared.task.tuned(validation, prepared.task.targets(data.validation), prepared.metric)
         folder = predictions_folder(run.folder, key)
         save_predictions(folder / "validation.parquet", data.validation["row_id"].to_pylist(), validation)
         save_predictions(folder / "test.parquet", data.test["row_id"].to_pylist(), test)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -211,7 +212,7 @@ def _check_repeats(train: pa.Table) -> list[Finding]:
     members = sorted(position for positions in same for position in positions)
     found = train["label"].take(pa.array(members, pa.int64())).to_pylist()
     labels = {
-        position: tuple(sorted(set(one))) if isinstance(one, list) else one
+        position: _comparable(one, ordered="words" in train.column_names)
         for position, one in zip(members, found, strict=True)
     }
     differing = (positions for positions in same if len({labels[position] for position in positions}) > 1)
@@ -223,6 +224,13 @@ def _check_repeats(train: pa.Table) -> list[Finding]:
         )
         findings.append(Finding("warning", "contradictory labels", message, len(torn), ids))
     return findings
+
+
+def _comparable(label: Any, *, ordered: bool) -> Any:
+    """A label, labels in any order, or tags in theirs, as something that can be compared."""
+    if not isinstance(label, list):
+        return label
+    return tuple(label) if ordered else tuple(sorted(set(label)))
 
 
 def _together(keys: pa.ChunkedArray) -> list[list[int]]:
@@ -251,7 +259,7 @@ def _row_finding(
 
 def _unlisted(table: pa.Table, known: Iterable[str], split: str, place: str, drop: bool) -> tuple[list[Finding], Mask]:
     """Find rows with a label that is not known."""
-    values, parents = flat_labels(table["label"])
+    values, parents = flat_labels(table)
     strange = ~is_in(values, pa.chunked_array([pa.array(list(known), pa.string())])) & values.is_valid().to_numpy()
     bad = np.zeros(len(table), dtype=bool)
     bad[parents[strange]] = True
@@ -261,17 +269,25 @@ def _unlisted(table: pa.Table, known: Iterable[str], split: str, place: str, dro
 
 
 def _labels(table: pa.Table) -> list[str]:
-    return sorted(flat_labels(table["label"])[0].drop_null().unique().to_pylist())
+    return sorted(flat_labels(table)[0].drop_null().unique().to_pylist())
 
 
 def label_counts(table: pa.Table) -> Counter[str]:
     """Rows (of lists: mentions) of each label."""
-    counts = pc.value_counts(flat_labels(table["label"])[0].combine_chunks())
+    counts = pc.value_counts(flat_labels(table)[0].combine_chunks())
     return Counter(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
 
 
-def flat_labels(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
-    """All labels one after the other, and the row each belongs to."""
+def flat_labels(table: pa.Table) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
+    """All labels one after the other, and the row each belongs to; of tagged words, the type of each marked span."""
+    values, parents = _elements(table["label"])
+    if "words" not in table.column_names:
+        return values, parents
+    begins = pc.fill_null(pc.starts_with(values, "B-"), False)
+    return pc.utf8_slice_codeunits(values.filter(begins), 2), parents[begins.to_numpy()]
+
+
+def _elements(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
     if not pa.types.is_list(column.type):
         return column, np.arange(len(column))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
@@ -281,7 +297,7 @@ def flat_labels(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, NDArray[np.in
 def _unlabelled(column: pa.ChunkedArray) -> Mask:
     """Rows without a label. An empty list is a label: none of them applies."""
     missing: Mask = column.is_null().to_numpy().copy()
-    values, parents = flat_labels(column)
+    values, parents = _elements(column)
     missing[parents[values.is_null().to_numpy()]] = True
     return missing
 

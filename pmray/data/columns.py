@@ -16,8 +16,9 @@ from pmray.errors import DataError, first_problems, nearest
 COMMON_NAMES = {
     "text": ("sentence", "sentence1", "review", "content", "message", "question", "premise", "tweet", "body", "title"),
     "text_pair": ("sentence2", "question2", "hypothesis", "passage", "context"),
+    "words": ("tokens", "word_list"),
     "image": ("img", "picture", "photo", "image_path", "file_name", "filename", "path", "file"),
-    "label": ("class", "category", "target", "sentiment", "topic", "intent", "y"),
+    "label": ("class", "category", "target", "sentiment", "topic", "intent", "y", "tags", "ner_tag_names", "ner_tags"),
     "group": ("user", "author", "speaker", "patient", "document"),
 }
 """Names that other data sets use for a role; proposed where a column is missing."""
@@ -43,7 +44,7 @@ def role_columns(parts: Sequence[Part], roles: Mapping[str, bool], columns: Mapp
         for role, required in roles.items():
             if required or role in columns:
                 try:
-                    chosen[role] = _role(part, role, columns.get(role))
+                    chosen[role] = _role(part, role, columns.get(role), tagged="words" in roles)
                 except DataError as error:
                     problems += error.problems
         tables.append(pa.table(chosen))
@@ -81,8 +82,8 @@ def stacked(parts: Sequence[Part]) -> pa.Table:
     raise DataError(f"the files of this source have columns of different kinds ({reason}); write them one way")
 
 
-def _role(part: Part, role: str, mapped: str | None) -> pa.ChunkedArray:
-    """Find the column of a role and convert it."""
+def _role(part: Part, role: str, mapped: str | None, *, tagged: bool) -> pa.ChunkedArray:
+    """Find the column of a role and convert it; labels of words may also be spans, which ``annotations`` reads."""
     found = part.table.column_names
     name = mapped or ("labels" if role == "label" and "label" not in found and "labels" in found else role)
     if name not in found:
@@ -91,6 +92,11 @@ def _role(part: Part, role: str, mapped: str | None) -> pa.ChunkedArray:
     values: pa.ChunkedArray | None = column
     if role in ("text", "text_pair"):
         values, wanted = None if pa.types.is_boolean(column.type) else _as_text(column), "text or numbers"
+    elif role == "words":
+        wanted = "texts, or lists of words"
+        values = each_element(column, _as_text) if _is_list(column.type) else _as_text(column)
+    elif role == "label" and tagged and _are_spans(column.type):
+        wanted = ""
     elif role == "image":
         wanted, values = "encoded images (bytes), or their paths", _as_images(column, part.address)
     elif role in ("label", "group"):
@@ -168,6 +174,10 @@ def _as_images(column: pa.ChunkedArray, address: str) -> pa.ChunkedArray | None:
         return path if whole else posixpath.join(folder, str(path))
 
     return pa.chunked_array([pa.array([located(path) for path in column.to_pylist()], pa.string())])
+
+
+def _are_spans(kind: pa.DataType) -> bool:
+    return _is_list(kind) and pa.types.is_struct(kind.value_type)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -210,7 +210,7 @@ def _check_balance(train: pa.Table) -> list[Finding]:
     if most < IMBALANCE * fewest:
         return []
     several = pa.types.is_list(train["label"].type)
-    values, parents = flat_labels(train["label"])
+    values, parents = flat_labels(train)
     mask = np.zeros(len(train), dtype=bool)
     mask[parents[pc.equal(values, rare).to_numpy()]] = True
     message = (
@@ -239,7 +239,7 @@ def _check_names(train: pa.Table) -> list[Finding]:
     for group in alike.values():
         if len(group) > 1:
             rare = min(group, key=lambda name: (counts[name], name))
-            values, parents = flat_labels(train["label"])
+            values, parents = flat_labels(train)
             mask = np.zeros(len(train), dtype=bool)
             mask[parents[pc.equal(values, rare).to_numpy()]] = True
             ids = example_ids(train, mask)

@@ -51,8 +51,10 @@ def decode(value: bytes | str) -> Image:
     Raises:
         DataError: It is no image, damaged, or too large; says which.
     """
-    from PIL import Image, ImageOps
-
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise DataError("images need Pillow: pip install 'pmray[vision]'") from None
     try:
         content = read_bytes(value)
         opened = Image.open(io.BytesIO(content))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from pmray.data.annotations import annotate
 from pmray.data.columns import role_columns, stacked
 from pmray.data.sources import read_source
 from pmray.errors import DataError, first_problems, nearest
@@ -76,6 +77,11 @@ def read_labelled(
     shared = [name for name in first if all(name in part.table.column_names for part in parts)]
     columns = {**{role: role for role in optional if role in shared}, **columns}
     table = role_columns(parts, roles, columns)
+    if "words" in roles:
+        read, findings = annotate({"test": table}, drop=False)
+        if errors := [finding.message for finding in findings if finding.severity == "error"]:
+            raise DataError(errors)
+        table = read["test"]
     if not len(table):
         raise DataError(f"{source} has no rows; give labelled rows")
     named = {role: columns.get(role, role) for role in table.column_names if role != "row_id"}

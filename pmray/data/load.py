@@ -21,6 +21,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pmray.data import check, distributions
+from pmray.data.annotations import annotate
 from pmray.data.check import Finding
 from pmray.data.columns import role_columns, stacked
 from pmray.data.encode import finished_folder, read_arrow, write_arrow
@@ -181,9 +182,13 @@ def examine(data: Data, roles: Mapping[str, bool], *, only: Sequence[str] = SPLI
     parts = _each_source(data, partial(read_source, drop=True), only)
     _refuse_shared_files(parts)
     tables = _each_source(data, lambda _, split: role_columns(parts[split], roles, data.columns), only)
-    if len(kinds := {table["label"].type for table in tables.values() if "label" in table.column_names}) > 1:
+    kinds = {table["label"].type for table in tables.values() if "label" in table.column_names}
+    if len(kinds) > 1 and "words" not in roles:
         raise DataError(f"the splits write labels in different ways ({', '.join(map(str, kinds))}); use one way")
     findings = [finding for split in parts for finding in _unreadable(parts[split], split, drop)]
+    if "words" in roles:
+        tables, found = annotate(tables, drop=drop)
+        findings += found
     for split in tables:
         findings += distributions.check_kinds(parts[split], split, [data.columns.get(role, role) for role in roles])
         tables[split], found = check.usable_rows(tables[split], split, labels=data.labels, drop=drop)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -58,13 +59,7 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
         options = {} if address else {"include_dashboard": False}
         in_main_thread = threading.current_thread() is threading.main_thread()
         on_term = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
-                "address out to use this machine."
-            ) from None
+        _connect(address, options)
         if in_main_thread:
             # Ray puts a handler of its own in place, which ends the process without the way out below.
             signal.signal(signal.SIGTERM, on_term)
@@ -76,6 +71,34 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect(address: str | None, options: Mapping[str, Any]) -> None:
+    """Join the cluster at an address, or start one on this machine, which a busy one may need a second attempt for."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        try:
+            ray.init(address=address, **quiet, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
+                "address out to use this machine."
+            ) from None
+        return
+    for attempt in (1, 2):
+        try:
+            ray.init(address="local", **quiet, **options)
+            return
+        except Exception as error:
+            # A bare one is what Ray raises when its processes did not come up within 30 seconds.
+            if type(error) is not Exception and not isinstance(error, ConnectionError | RuntimeError | ValueError):
+                raise
+            ray.shutdown()
+            if attempt == 2:
+                raise ClusterError(
+                    f"Ray does not start on this machine ({' '.join(str(error).split())}); is it short of memory or "
+                    "very busy? Its logs are in /tmp/ray/session_latest/logs."
+                ) from None
 
 
 def capacity() -> Capacity:

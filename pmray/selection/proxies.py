@@ -110,7 +110,7 @@ def linear_probe(features: NDArray[Any], targets: NDArray[Any], task: Task, metr
         if not is_ragged(whole):
             whole, scores = whole[rows], scores[rows]
     scores = like(scores, whole)
-    outcomes = task.tuned(scores, whole).outcome(scores, whole)
+    outcomes = task.tuned(scores, whole, metric).outcome(scores, whole)
     return float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
 
 

@@ -171,6 +171,11 @@ class Endpoint:
             {"row_id": [str(position) for position in good], "label": [labels[position] for position in good]}
         )
         scores = stacked([one.scores for one in answers if isinstance(one, Answer)])
+        for position, row in zip(good, scores, strict=True):
+            if row.ndim > 1 and len(row) != len(labels[position]):
+                raise HTTPException(
+                    422, f"rows.{position}.label: {len(labels[position])} tags, but the row has {len(row)} words"
+                )
         metric = str(self.scorer.bundle.settings["metric"])
         found = await asyncio.to_thread(
             evaluate_scores, task, metric, table, scores, source=self.scorer.bundle.name, refused=refused

@@ -147,8 +147,8 @@ class Task(Protocol):
         """Raise ``SpecError`` for a metric that does not fit these labels."""
         ...
 
-    def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
-        """Return the task with decision thresholds fitted to validation rows; itself where there are none."""
+    def tuned(self, scores: NDArray[Any], targets: NDArray[Any], metric: str) -> Self:
+        """Return the task with decision thresholds fitted to validation rows for a metric; itself where it has none."""
         ...
 
     def said(self, scores: NDArray[Any]) -> NDArray[Any]:

@@ -100,7 +100,7 @@ def _regression(
         model = OneVsRestClassifier(logistic) if targets.ndim == 2 else logistic
         model.fit(found, targets[:, seen] if targets.ndim == 2 else targets)
         said = scores(model, validation)
-        outcomes = task.tuned(said, validation_targets).outcome(said, validation_targets)
+        outcomes = task.tuned(said, validation_targets, metric).outcome(said, validation_targets)
         value = float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
         if best is None or value > best[0]:
             best = value, model, said

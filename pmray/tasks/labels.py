@@ -111,17 +111,21 @@ class RowLabels:
         numbers: NDArray[np.int64] = scores.argmax(1)
         return numbers
 
-    def tuned(self, scores: NDArray[Any], targets: NDArray[Any]) -> Self:
-        """Return the task with each label's threshold of best F1 on these rows (validation, never test).
+    def tuned(self, scores: NDArray[Any], targets: NDArray[Any], metric: str) -> Self:
+        """Return the task with each label's threshold fitted to these rows (validation, never test) for a metric.
 
-        Yang 2001 ("A study of thresholding strategies for text categorization"): SCut, with a fall-back. A label that
-        fewer than `OWN_THRESHOLD` rows have gets the threshold of best micro F1 of all labels, for its own best one
-        would be the luck of a few rows.
+        Metrics that average over labels want each label's own best threshold (Yang 2001, "A study of thresholding
+        strategies for text categorization": SCut), but a label that fewer than `OWN_THRESHOLD` rows have gets the
+        common one, for its own would be the luck of a few rows. For micro F1 the best rule is one threshold for all
+        labels (Lipton, Elkan & Naryanaswamy 2014, "Optimal thresholding of classifiers to maximize F1 measure"): labels
+        of which little can be learned are then hardly ever said.
         """
         if not self.multi_label:
             return self
         # One search for all labels, of micro F1: the labels' rows count together.
         common = best_thresholds(scores.reshape(-1, 1), targets.reshape(-1, 1))[0]
+        if not metric.endswith(("_macro", "_weighted")):
+            return replace(self, thresholds=(float(common),) * len(self.labels))
         own = best_thresholds(scores, targets)
         enough = targets.sum(axis=0) >= OWN_THRESHOLD
         return replace(self, thresholds=tuple(float(one) for one in np.where(enough, own, common)))

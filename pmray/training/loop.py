@@ -144,7 +144,7 @@ def fit(
                 rung_examples = waiting.pop(0)
             before = time.perf_counter()
             scores = predict(model, task, validation, recipe)
-            tuned = task.tuned(scores, validation_targets)
+            tuned = task.tuned(scores, validation_targets, metric)
             outcomes = tuned.outcome(scores, validation_targets)
             score = float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
             if best is None or score > best[0]:

@@ -168,7 +168,7 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
         if divide_logits(model, len(task.labels), temperature):
             # From here on the weights themselves give calibrated probabilities, to whoever opens them.
             calm = like(rescaled(said, temperature, multi_label=wanted.ndim == 2).astype(np.float32), fitted.validation)
-            fitted = replace(fitted, validation=calm, task=task.tuned(calm, validation_targets))
+            fitted = replace(fitted, validation=calm, task=task.tuned(calm, validation_targets, work.metric))
             measured["temperature"] = temperature
         # In fp32: what decides is what will be served.
         test_scores = loop.predict(model, task, test)

@@ -192,13 +192,14 @@ def test_thresholds_are_tuned_to_each_label_and_rare_labels_share_one():
     # Each label's true rows lie over its own bound and its false ones under it.
     bounds = np.array([0.2, 0.7, 0.9])
     scores = np.where(targets, bounds + 0.03 + 0.05 * random.random(targets.shape), (bounds - 0.03) * 0.98)
-    tuned = MULTI.tuned(scores, targets)
+    tuned = MULTI.tuned(scores, targets, "f1_macro")
     assert tuned.thresholds[:2] == pytest.approx((0.2, 0.7), abs=0.031)
     assert (tuned.said(scores)[:, :2] == targets[:, :2]).all()
     assert targets[:, 2].sum() < 20
     assert tuned.thresholds[2] < 0.8  # not the 0.9 that its few rows would ask for
     assert TextClassification.from_json(tuned.to_json()) == tuned
-    assert BINARY.tuned(scores, targets) is BINARY
+    assert len(set(MULTI.tuned(scores, targets, "f1_micro").thresholds)) == 1
+    assert BINARY.tuned(scores, targets, "f1_macro") is BINARY
 
 
 def test_the_one_threshold_of_older_bundles_is_still_read():

@@ -88,6 +88,87 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def tiny_image_model(folder: Path, family: str = "vit") -> Path:
+    """Save an image model of 32 x 32 pixels and its processor; returns the folder."""
+    import torch
+    from transformers import (
+        EfficientNetConfig,
+        EfficientNetForImageClassification,
+        MobileNetV1Config,
+        MobileNetV1ForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    torch.manual_seed(0)
+    # Heads of another size than any test needs, as those of published models are.
+    if family == "vit":
+        config = ViTConfig(
+            image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, num_labels=5,
+        )  # fmt: skip
+        model = ViTForImageClassification(config)
+    elif family == "mobilenet_v1":
+        model = MobileNetV1ForImageClassification(MobileNetV1Config(image_size=32, depth_multiplier=0.1, num_labels=5))
+    else:
+        config = EfficientNetConfig(
+            image_size=32, hidden_dim=256, width_coefficient=0.2, depth_coefficient=0.2, num_labels=5
+        )
+        model = EfficientNetForImageClassification(config)
+    model.save_pretrained(folder)
+    names = {"vit": "ViT", "mobilenet_v1": "MobileNetV1", "efficientnet": "EfficientNet"}
+    settings = {
+        "image_processor_type": f"{names[family]}ImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "do_center_crop": False,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.5, 0.25, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def tiny_image(color: str, seed: int = 0, mode: str = "RGB", form: str = "PNG", size: tuple[int, int] = (40, 24)):
+    """An encoded image that is mostly of one colour."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(seed).integers(0, 60, (size[1], size[0], 3))
+    tint = np.array({"red": (180, 0, 0), "green": (0, 180, 0), "blue": (0, 0, 180)}[color])
+    image = Image.fromarray((noise + tint).astype(np.uint8)).convert(mode)
+    stream = io.BytesIO()
+    image.save(stream, form)
+    return stream.getvalue()
+
+
+def tiny_images(count: int, seed: int = 0) -> list[dict]:
+    """Images whose label is their colour."""
+    colors = ["red", "green", "blue"]
+    draw = random.Random(seed)
+    labels = [draw.choice(colors) for _ in range(count)]
+    return [{"image": tiny_image(label, 1000 * seed + n), "label": label} for n, label in enumerate(labels)]
+
+
+def tiny_tagged(count: int, seed: int = 0) -> list[dict]:
+    """Words in which every good word is a `good` entity and bad ones are `bad`; runs of them are one entity."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words, tags = [], []
+        for _ in range(draw.randint(1, 4)):
+            for word in draw.choices(WORDS[10:], k=draw.randint(1, 3)):
+                words.append(word)
+                tags.append("O")
+            kind, pool = draw.choice([("good", POSITIVE), ("bad", NEGATIVE)])
+            for place in range(draw.randint(1, 2)):
+                words.append(draw.choice(pool))
+                tags.append(f"{'I' if place else 'B'}-{kind}")
+        rows.append({"words": [*words, f"n{seed}x{number}"], "label": [*tags, "O"]})
+    return rows
+
+
 def tiny_spec(folder: Path, **changes) -> dict:
     """A spec of two tiny candidates on tiny rows that a sweep finishes in seconds, as a dictionary."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -93,8 +93,10 @@ class ImageClassification(RowLabels):
 
         images = each(table["image"].to_pylist(), decode) if len(table) else []
         if images:
-            made = processor(images, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
-            pixels = np.ascontiguousarray(made, dtype=np.uint8)
+            made = processor(images, **_resized_only(processor), return_tensors="np")["pixel_values"]
+            if made.dtype != np.uint8 or made.ndim != 4:
+                raise DataError(f"{type(processor).__name__} does not resize images to one size of 8-bit pixels")
+            pixels = np.ascontiguousarray(made)
         else:
             pixels = np.zeros((0, 3, 1, 1), np.uint8)
         shape = pixels.shape[1:]
@@ -106,14 +108,8 @@ class ImageClassification(RowLabels):
                 "length": pa.array(np.full(len(pixels), length, np.int32)),
             }
         )
-        scale = processor.rescale_factor if processor.do_rescale else 1.0
-        normal = processor.do_normalize
-        settings = {
-            "shape": list(shape),
-            "scale": scale,
-            "mean": list(processor.image_mean) if normal else [0.0] * shape[0],
-            "std": list(processor.image_std) if normal else [1.0] * shape[0],
-        }
+        scale, offset = _normalisation(processor)
+        settings = {"shape": list(shape), "scale": scale, "offset": offset}
         return encoded.replace_schema_metadata({"pixels": json.dumps(settings)})
 
     def collate(
@@ -127,8 +123,8 @@ class ImageClassification(RowLabels):
         pixels = flat.reshape(len(encoded), *settings["shape"])
         if random is not None:
             pixels = _changed(pixels, random)
-        mean, std = (torch.tensor(settings[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
-        return {"pixel_values": (torch.from_numpy(pixels.astype(np.float32)) * settings["scale"] - mean) / std}
+        scale, offset = (torch.tensor(settings[name]).reshape(1, -1, 1, 1) for name in ("scale", "offset"))
+        return {"pixel_values": torch.from_numpy(pixels.astype(np.float32)) * scale + offset}
 
     def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> torch.Tensor:
         """Mean over positions of the last map of a convolutional network, or over the layers of a transformer."""
@@ -173,6 +169,28 @@ class ImageClassification(RowLabels):
         from pmray.data.images import from_base64
 
         return pa.table({"image": pa.array([from_base64(row["image"]) for row in rows], pa.binary())})
+
+
+def _resized_only(processor: Any) -> dict[str, bool]:
+    """What keeps a processor from scaling and normalising; EfficientNet's has a switch of its own besides."""
+    switches = ("do_rescale", "do_normalize", "include_top")
+    return {name: False for name in switches if hasattr(processor, name)}
+
+
+def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """What a processor does to the pixels that it has resized, as a factor and an offset of each channel.
+
+    Read off a black and a white image: processors differ in what they do (some also shift by one, some normalise
+    twice), and all of it is one line.
+    """
+    from PIL import Image
+
+    black, white = (
+        np.asarray(processor([Image.new("RGB", (64, 64), color)], return_tensors="np")["pixel_values"], np.float64)[0]
+        for color in ("black", "white")
+    )
+    low, high = black.mean((1, 2)), white.mean((1, 2))
+    return ((high - low) / 255).tolist(), low.tolist()
 
 
 def _changed(pixels: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:

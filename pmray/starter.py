@@ -5,12 +5,14 @@ from __future__ import annotations
 from pmray import plugins
 from pmray.errors import SpecError
 
-STARTERS = {
-    "text-classification": """\
+BEGINNING = """\
 # What to try, on what, and how to decide. `pmray plan FILE` shows what this runs; `pmray sweep FILE` runs it.
 # Paths are relative to the folder you start pmray in; ~ and ${VARIABLES} are expanded.
-task: text-classification
+task: {task}
 
+"""
+
+TEXT = """\
 data:
   train: data/train.csv            # csv, tsv, jsonl, parquet, arrow; file, glob, folder or URL (s3://...); or hub:NAME
   validation: 0.15                 # guides the search: a path, or the fraction of train to split off (stratified)
@@ -29,11 +31,60 @@ candidates:                        # Hub id[@revision], a folder, or package:NAM
   - model: sentence-transformers/all-MiniLM-L6-v2
     layers: 3                      # only its first three layers: cheaper
     # recipe: {lr: 1.0e-4}         # differs from the default recipe; tried first
-    # space: {lr: {log: [1.0e-5, 3.0e-4]}, batch_size: {choice: [16, 32]}}
+    # space: {lr: {log: [1.0e-5, 3.0e-4]}, batch_size: {choice: [16, 32]}
     # resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
 
 # score: f1_macro                  # what decides (default: f1_macro; f1_micro for multi-label)
 
+"""
+
+TOKENS = """\
+data:
+  train: data/train.jsonl          # csv, tsv, jsonl, parquet, arrow; file, glob, folder or URL (s3://...); or hub:NAME
+  validation: 0.15                 # guides the search: a path, or the fraction of train to split off (stratified)
+  test: 0.2                        # decides, and is opened once at the end: a path or a fraction
+  columns:                         # role: name of your column
+    words: tokens                  # lists of words, or texts
+    label: ner_tags                # as many tags (BIO, BIOES, BILOU or IO), or spans: [{start: 0, end: 5, label: PER}]
+    # group: document              # rows of one group never fall on both sides of a split
+  # bad_rows: drop                 # default: error, which names them
+
+candidates:                        # Hub id[@revision], a folder, or package:NAME/folder
+  - google-bert/bert-base-cased
+  - FacebookAI/roberta-base
+  - model: distilbert/distilbert-base-cased
+    # recipe: {lr: 5.0e-5}         # differs from the default recipe; tried first
+    # space: {lr: {log: [1.0e-5, 1.0e-4]}, batch_size: {choice: [16, 32]}}
+    # resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
+
+# score: span_f1                   # what decides (default: micro F1 of whole spans, as seqeval's)
+
+"""
+
+IMAGES = """\
+data:
+  train: data/train                # a folder of class folders; or a table (csv, parquet ...) with paths or bytes
+  validation: 0.15                 # guides the search: a path, or the fraction of train to split off (stratified)
+  test: 0.2                        # decides, and is opened once at the end: a path or a fraction
+  # columns:                       # of a table: role: name of your column
+    # image: file_name             # relative paths begin at the table
+    # label: label                 # a list of labels in each row makes it multi-label
+    # group: patient               # rows of one group never fall on both sides of a split
+  # bad_rows: error                # default: images that cannot be read are dropped and counted
+
+candidates:                        # Hub id[@revision], a folder, or package:NAME/folder
+  - google/vit-base-patch16-224-in21k
+  - google/mobilenet_v1_1.0_224
+  - model: google/efficientnet-b0
+    # recipe: {lr: 1.0e-3, augment: false}   # differs from the default recipe; tried first
+    # space: {lr: {log: [1.0e-4, 3.0e-3]}}
+    # resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
+
+# score: f1_macro                  # what decides
+
+"""
+
+END = """\
 search:
   trials: 16                       # fine-tuning runs; halving stops the weak ones early
   keep_after_rank: 0.5             # share of the candidates that is fine-tuned (at least three)
@@ -48,8 +99,9 @@ decide:
   # max_parameters: 400M
 
 storage: runs                      # run folders, encoded data, registry
-""",
-}
+"""
+
+STARTERS = {"text-classification": TEXT, "token-classification": TOKENS, "image-classification": IMAGES}
 
 
 def starter_spec(task: str) -> str:
@@ -62,4 +114,4 @@ def starter_spec(task: str) -> str:
     plugins.task_class(task)
     if task not in STARTERS:
         raise SpecError(f"there is no starter for the plug-in task {task!r}; see its own documentation.")
-    return STARTERS[task]
+    return f"{BEGINNING.replace('{task}', task)}{STARTERS[task]}{END}"

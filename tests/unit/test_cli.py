@@ -38,12 +38,13 @@ def spec(tmp_path):
     return path
 
 
-def test_init_prints_a_spec_that_can_be_loaded(run, tmp_path):
-    code, out, _ = run("init", "text-classification")
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "image-classification"])
+def test_init_prints_a_spec_that_can_be_loaded(run, tmp_path, task):
+    code, out, _ = run("init", task)
     assert code == 0
     (tmp_path / "mine.yaml").write_text(out)
     spec = load_spec(tmp_path / "mine.yaml")
-    assert (spec.name, len(spec.candidates)) == ("mine", 3)
+    assert (spec.name, spec.task, len(spec.candidates)) == ("mine", task, 3)
 
 
 def test_init_of_an_unknown_task_proposes_the_nearest(run):

@@ -417,7 +417,7 @@ def _scorer(bundle: Bundle, model: str) -> Scorer:
         reason = " ".join(str(error).split())[:200]
         raise CandidateUnavailable(f"{model} cannot be opened ({reason}); are its files whole?") from None
     config: Any = scorer.model.config
-    if config.pad_token_id is None:
+    if scorer.task.reader == "tokenizer" and config.pad_token_id is None:
         config.pad_token_id = scorer.processor.pad_token_id
     return scorer
 

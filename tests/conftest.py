@@ -17,10 +17,10 @@ def ray_cluster():
     """One local cluster of two CPUs for the whole session."""
     import ray
 
-    from pmray.distributed.cluster import SETTINGS
+    from pmray.distributed.cluster import SETTINGS, start_here
 
     os.environ.update(SETTINGS)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_here(num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 

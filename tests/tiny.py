@@ -80,7 +80,7 @@ def tiny_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
-    """Write rows as Parquet or JSON Lines, by the suffix."""
+    """Write rows as Parquet or JSON Lines, by the suffix; JSON Lines hold no bytes."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:

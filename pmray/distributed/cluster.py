@@ -31,6 +31,9 @@ SETTINGS = {
 }
 
 
+QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What a cluster holds in all."""
@@ -56,10 +59,18 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
     ours = not ray.is_initialized()
     if ours:
         address = address or os.environ.get("RAY_ADDRESS")
-        options = {} if address else {"include_dashboard": False}
         in_main_thread = threading.current_thread() is threading.main_thread()
         on_term = signal.getsignal(signal.SIGTERM)
-        _connect(address, options)
+        if address:
+            try:
+                ray.init(address=address, **QUIET)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ClusterError(
+                    f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
+                    "address out to use this machine."
+                ) from None
+        else:
+            start_here(include_dashboard=False)
         if in_main_thread:
             # Ray puts a handler of its own in place, which ends the process without the way out below.
             signal.signal(signal.SIGTERM, on_term)
@@ -73,28 +84,27 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
             ray.shutdown()
 
 
-def _connect(address: str | None, options: Mapping[str, Any]) -> None:
-    """Join the cluster at an address, or start one on this machine, which a busy one may need a second attempt for."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
+def start_here(**options: Any) -> None:
+    """Start a cluster on this machine; a busy one may need a second attempt.
+
+    Ray gives its agents 15 seconds to start and its node 30; other work on the same cores can take that long.
+
+    Args:
+        options: Of ``ray.init``.
+
+    Raises:
+        ClusterError: It does not start.
+    """
+    for attempt in (1, 2, 3):
         try:
-            ray.init(address=address, **quiet, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
-                "address out to use this machine."
-            ) from None
-        return
-    for attempt in (1, 2):
-        try:
-            ray.init(address="local", **quiet, **options)
+            ray.init(address="local", **QUIET, **options)
             return
         except Exception as error:
-            # A bare one is what Ray raises when its processes did not come up within 30 seconds.
+            # A bare one is what Ray raises when its processes did not come up in time.
             if type(error) is not Exception and not isinstance(error, ConnectionError | RuntimeError | ValueError):
                 raise
             ray.shutdown()
-            if attempt == 2:
+            if attempt == 3:
                 raise ClusterError(
                     f"Ray does not start on this machine ({' '.join(str(error).split())}); is it short of memory or "
                     "very busy? Its logs are in /tmp/ray/session_latest/logs."

@@ -3,17 +3,19 @@
 import json
 import time
 
+import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import pmray
 from pmray.bundle import open_bundle
+from pmray.data.images import decode, to_base64
 from pmray.errors import ClusterError, NoVerdict
 from pmray.selection.ledger import read_ledger
 from pmray.serving.scorer import Scorer
 from pmray.training.trial import read_predictions
-from tests.tiny import RECIPE, tiny_model, tiny_spec
+from tests.tiny import RECIPE, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -164,3 +166,47 @@ def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_u
     changed = pmray.spec_from(spec, ["search.trials=5", "candidates.0.recipe.epochs=6"])
     new = [one for one in pmray.sweep(changed).outcomes if one.key not in before and one.stage == "sweep"]
     assert [(one.candidate, one.recipe["epochs"]) for one in new if one.status != "unavailable"] == [("bert", 6.0)]
+
+
+@pytest.mark.parametrize("kind", ["tokens", "images"])
+def test_other_tasks_too_go_from_a_spec_to_an_endpoint(tmp_path, kind):
+    from transformers import pipeline
+
+    make = tiny_tagged if kind == "tokens" else tiny_images
+    files = {split: str(write_rows(tmp_path / f"{split}.parquet", make(count, seed=seed)))
+             for seed, (split, count) in enumerate({"train": 120, "validation": 30, "test": 40}.items())}  # fmt: skip
+    model = tiny_model(tmp_path / "tiny") if kind == "tokens" else tiny_image_model(tmp_path / "tiny")
+    recipe = {**RECIPE, "lr": 5e-3, "epochs": 20} if kind == "tokens" else {"lr": 2e-3, "epochs": 5, "batch_size": 10}
+    spec = {
+        "name": kind,
+        "task": "token-classification" if kind == "tokens" else "image-classification",
+        "data": files,
+        "candidates": [{"model": str(model), "recipe": recipe}],
+        "search": {"trials": 1, "finalists": 1, "seeds": 1, "rank_rows": 60},
+        "decide": {"draws": 200},
+        "storage": str(tmp_path / "runs"),
+    }
+    swept = pmray.sweep(pmray.Spec.model_validate(spec))
+    verdict = swept.verdict
+    assert verdict.winner == "tiny"
+    assert verdict.line("tiny").score.value > 0.7
+    assert len([line for line in verdict.lines if line.baseline]) == 2
+    offline = pmray.evaluate(str(swept.bundle), files["test"], errors=3)
+    assert offline.score.value == pytest.approx(verdict.line("tiny").score.value, abs=1e-9)
+    with pmray.deploy(str(swept.bundle), serve_spec=pmray.Serve(port=0, cpus=0.5)) as deployed:
+        online = pmray.evaluate(deployed.url, files["test"])
+        labelled = make(5, seed=9)
+        if kind == "images":
+            labelled = [{**row, "image": to_base64(row["image"])} for row in labelled]
+        route = httpx.post(f"{deployed.url}/v1/evaluate", json={"rows": labelled}, timeout=60)
+    assert online.score == offline.score
+    assert np.array_equal(online.outcomes, offline.outcomes)
+    assert route.status_code == 200, route.text
+    assert route.json()["rows"] == 5
+    alone = pipeline(spec["task"], model=str(swept.bundle))
+    if kind == "images":
+        rows = pq.read_table(files["test"]).to_pylist()
+        told = [max(alone(decode(row["image"])), key=lambda one: one["score"])["label"] for row in rows]
+        assert told == list(offline.said)
+    else:
+        assert {one["entity"] for one in alone("the phone is good")} <= {"B-good", "I-good", "B-bad", "I-bad"}

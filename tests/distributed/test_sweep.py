@@ -189,7 +189,7 @@ def test_other_tasks_too_go_from_a_spec_to_an_endpoint(tmp_path, kind):
     swept = pmray.sweep(pmray.Spec.model_validate(spec))
     verdict = swept.verdict
     assert verdict.winner == "tiny"
-    assert verdict.line("tiny").score.value > 0.7
+    assert verdict.line("tiny").score.value > 0.4
     assert len([line for line in verdict.lines if line.baseline]) == 2
     offline = pmray.evaluate(str(swept.bundle), files["test"], errors=3)
     assert offline.score.value == pytest.approx(verdict.line("tiny").score.value, abs=1e-9)

@@ -87,7 +87,7 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
         ClusterError: A candidate asks for more than there is.
     """
     console = console or people()
-    prepared = preparation.prepare(spec, console, encode=False)
+    prepared = preparation.prepare(spec, console)
     if address:
         with connected(address) as cluster:
             pass

@@ -1,9 +1,9 @@
-"""Everything that happens before compute is spent: load and check data, find candidates, settle recipes, encode."""
+"""What happens before compute is spent: load and check data, find candidates, settle recipes; and encoding."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pmray import checking, plugins
 from pmray.data.check import Finding
-from pmray.data.encode import encode_splits, encoding_key
+from pmray.data.encode import Shard, encode_splits, encoding_key
 from pmray.data.load import Dataset, cached_data
 from pmray.data.split import sample
 from pmray.errors import CandidateUnavailable, NoVerdict
@@ -96,14 +96,13 @@ class Prepared:
         return np.array(sorted(place[row_id] for row_id in chosen), dtype=np.int64)
 
 
-def prepare(spec: Spec, console: Console, *, strict: bool = False, encode: bool = True) -> Prepared:
+def prepare(spec: Spec, console: Console, *, strict: bool = False) -> Prepared:
     """Do everything that can fail cheaply before anything that is dear.
 
     Args:
         spec: The job.
         console: Progress and notes go here.
         strict: A candidate that cannot be had is an error, instead of a note.
-        encode: Also encode the data, which ``plan`` leaves out.
 
     Raises:
         DataError: The data cannot be used; nothing was started.
@@ -149,13 +148,21 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False, encode: bool 
         for length in _lengths(arm, prepared.pretrained(name))
     }
     prepared = replace(prepared, encodings=keys)
-    if encode:
-        encode_all(prepared, console)
     return prepared
 
 
-def encode_all(prepared: Prepared, console: Console) -> int:
-    """Encode the data for every tokenizer and length; returns the rows that were not in the cache."""
+Elsewhere = Callable[[Pretrained, str, int, Sequence[Shard], Callable[[int], None]], None]
+"""Encodes shards on a cluster, given (candidate, key, length, shards, progress)."""
+
+
+def encode_all(prepared: Prepared, console: Console, elsewhere: Elsewhere | None = None) -> int:
+    """Encode the data for every tokenizer and length; returns the rows that were not in the cache.
+
+    Args:
+        prepared: The job.
+        console: For progress.
+        elsewhere: Does the work on a cluster; by default it is done here.
+    """
     splits = {
         "train": prepared.dataset.train,
         "validation": prepared.dataset.validation,
@@ -166,14 +173,16 @@ def encode_all(prepared: Prepared, console: Console) -> int:
     done = 0
     with steps(console, "encoding", rows * len(wanted)) as advance:
         for key, (name, length) in wanted.items():
+            one = prepared.pretrained(name)
             done += encode_splits(
                 splits,
                 prepared.task,
-                partial(prepared.task.processor, prepared.pretrained(name).folder),
+                partial(prepared.task.processor, one.folder),
                 key=key,
                 max_length=length,
                 cache=prepared.cache,
                 progress=advance,
+                elsewhere=partial(elsewhere, one, key, length) if elsewhere else None,
             )
     if done:
         console.print(f"encoded {rows} rows with {len(wanted)} tokenizer(s), once for all trials")

@@ -323,6 +323,14 @@ def _short_name(model: str, layers: object) -> str:
     return f"{name}-{layers}-layers" if layers else name
 
 
+class Encode(Section):
+    """How rows become model inputs, once for all trials."""
+
+    cluster_rows: int = Field(default=500_000, ge=0)
+    """Rows (of all splits) from which the workers of the cluster encode; fewer are encoded by the driver, unless the
+    cluster has several nodes."""
+
+
 class Search(Section):
     """How much to try, and when to stop."""
 
@@ -409,6 +417,7 @@ class Spec(Section):
     candidates: list[Candidate] = Field(min_length=1)
     score: str | None = None
     """The metric that decides; the task's own by default, and printed."""
+    encode: Encode = Encode()
     search: Search = Search()
     decide: Decide = Decide()
     resources: Resources = Resources()

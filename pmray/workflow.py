@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from rich.console import Console
 
 from pmray import preparation
 from pmray.bundle import open_bundle
+from pmray.data.encode import Shard
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
+from pmray.distributed.encode import encode_shards
 from pmray.distributed.train import fit_all
 from pmray.distributed.tune import rank_candidates, run_trials
 from pmray.errors import NoVerdict
@@ -50,6 +52,7 @@ from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
 from pmray.training.loop import Rung
+from pmray.training.model import Pretrained
 from pmray.training.trial import (
     Facts,
     Work,
@@ -93,6 +96,7 @@ def rank(
     with open_run(spec) as run:
         prepared = _prepare(spec, run, console, strict)
         with connected(address) as cluster:
+            _encode(prepared, cluster, console)
             return _rank(prepared, run, cluster, console)
 
 
@@ -123,6 +127,7 @@ def sweep(
         prepared = _prepare(spec, run, console, strict)
         _baselines(prepared, run, console)
         with connected(address) as cluster:
+            _encode(prepared, cluster, console)
             ranked = _rank(prepared, run, cluster, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
             chosen = _finalists(prepared, run)
@@ -177,6 +182,7 @@ def fit(
     with open_run(one) as run:
         prepared = _prepare(one, run, console, strict=True)
         with connected(address) as cluster:
+            _encode(prepared, cluster, console)
             work = prepared.work("final", candidate, prepared.arms[candidate].default, seed, run.folder)
             facts = _fit_all(prepared, run, [work], cluster, console, title="fit")[work.key]
         if facts.status != "done":
@@ -197,6 +203,30 @@ def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
         if outcome.key not in known or known[outcome.key].error != outcome.error:
             run.ledger.append(outcome)
     return prepared
+
+
+def _encode(prepared: Prepared, cluster: Capacity, console: Console) -> None:
+    """Encode what the cache lacks: a lot of rows on the cluster, a few here, where no worker need be started."""
+    data = prepared.dataset
+    rows = len(data.train) + len(data.validation) + len(data.test)
+
+    def elsewhere(
+        one: Pretrained, key: str, length: int, shards: Sequence[Shard], progress: Callable[[int], None]
+    ) -> None:
+        encode_shards(
+            shards,
+            one,
+            prepared.task.to_json(),
+            cache=prepared.cache,
+            data=data.key,
+            key=key,
+            max_length=length,
+            workers=int(cluster.cpus),
+            progress=progress,
+        )
+
+    spread = rows >= prepared.spec.encode.cluster_rows or cluster.nodes > 1
+    preparation.encode_all(prepared, console, elsewhere if spread else None)
 
 
 def _baselines(prepared: Prepared, run: Run, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from numpy.typing import NDArray
 
 from pmray.spec import digest
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Part of every key: raise it when the same inputs would give other files."""
+
+SHARD_PIECES = 20
+"""Pieces of ``Task.encode_rows`` rows in a shard: what is lost when encoding is interrupted, and what a worker does."""
 
 MANIFEST = "manifest.json"
 """Written last into a folder of the cache: a folder that has it is whole."""
@@ -106,6 +110,37 @@ def encoding_key(data_key: str, task: Encoder, processor: str, max_length: int) 
     return digest(json.dumps([data_key, settings, processor, max_length, ENCODER_VERSION], sort_keys=True))
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Some rows of a split, encoded into a file of their own."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return f"{self.split}-{self.number:05d}.arrow"
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def shards_of(rows: Mapping[str, int], size: int) -> list[Shard]:
+    """Cut splits into shards; a split without rows is one empty shard.
+
+    >>> [(shard.file, shard.start, shard.stop) for shard in shards_of({"train": 5}, 3)]
+    [('train-00000.arrow', 0, 3), ('train-00001.arrow', 3, 5)]
+    """
+    return [
+        Shard(split, number, start, min(start + size, count))
+        for split, count in rows.items()
+        for number, start in enumerate(range(0, max(1, count), size))
+    ]
+
+
 def encode_splits(
     splits: Mapping[str, pa.Table],
     task: Encoder,
@@ -115,8 +150,12 @@ def encode_splits(
     max_length: int,
     cache: Path,
     progress: Callable[[int], None] = lambda rows: None,
+    elsewhere: Callable[[Sequence[Shard]], None] | None = None,
 ) -> int:
-    """Encode all splits into ``cache/encoded-<key>/``, unless they are there.
+    """Encode all splits into ``cache/encoded-<key>/``, those shards that are not there.
+
+    Shards are written whole or not at all, and the manifest last: what was interrupted goes on where it was, and two
+    processes may do the same at once.
 
     Args:
         splits: Split name -> rows.
@@ -125,7 +164,8 @@ def encode_splits(
         key: See ``encoding_key``.
         max_length: Longer rows are cut.
         cache: Folder that all trials see.
-        progress: Called with the number of rows after each chunk.
+        progress: Called with the number of rows after each piece.
+        elsewhere: Encodes shards by ``encode_shard`` in other processes, and calls `progress` itself.
 
     Returns:
         Rows encoded; 0 when the cache had them.
@@ -134,25 +174,64 @@ def encode_splits(
     if (folder / MANIFEST).is_file():
         return 0
     processor = open_processor()
-    with finished_folder(folder) as partial:
-        for name, table in splits.items():
-            step = task.encode_rows
-            with ArrowWriter(partial / f"{name}.arrow") as writer:
-                for start in range(0, max(1, len(table)), step):
-                    part = task.encode(table.slice(start, step), processor, max_length)
-                    writer.write(part)
-                    progress(len(part))
-        manifest = {"pad": _pad(processor), "rows": {name: len(table) for name, table in splits.items()}}
-        (partial / MANIFEST).write_text(json.dumps(manifest))
-    return sum(len(table) for table in splits.values())
+    rows = {name: len(table) for name, table in splits.items()}
+    shards = shards_of(rows, SHARD_PIECES * task.encode_rows)
+    waiting = [shard for shard in shards if not (folder / shard.file).is_file()]
+    for shard in shards:
+        if shard not in waiting:
+            progress(len(shard))
+    if elsewhere and waiting:
+        elsewhere(waiting)
+    else:
+        for shard in waiting:
+            encode_shard(shard, splits[shard.split], task, processor, max_length, folder, progress)
+    manifest = {"pad": _pad(processor), "rows": rows, "shards": [shard.file for shard in shards]}
+    partial = folder / f".{MANIFEST}-{time.time_ns()}"
+    partial.write_text(json.dumps(manifest))
+    partial.replace(folder / MANIFEST)
+    return sum(len(shard) for shard in waiting)
+
+
+def encode_shard(
+    shard: Shard,
+    table: pa.Table,
+    task: Encoder,
+    processor: Any,
+    max_length: int,
+    folder: Path,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Encode the rows of a shard piece by piece, so that memory is bounded by the piece.
+
+    Args:
+        shard: Which rows.
+        table: All rows of the split; may be memory-mapped.
+        task: Says how rows become inputs.
+        processor: Tokenizer or other processor.
+        max_length: Longer rows are cut.
+        folder: Of the encoding.
+        progress: Called with the number of rows after each piece.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{shard.file}-{time.time_ns()}"
+    try:
+        with ArrowWriter(partial) as writer:
+            for start in range(shard.start, max(shard.stop, shard.start + 1), task.encode_rows):
+                rows = table.slice(start, min(task.encode_rows, shard.stop - start))
+                writer.write(task.encode(rows, processor, max_length))
+                progress(len(rows))
+        partial.replace(folder / shard.file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def open_encoded(cache: Path, key: str, split: str) -> Encoded:
-    """Memory-map an encoded split; takes the same few milliseconds for a thousand rows and for millions."""
+    """Memory-map an encoded split; takes milliseconds for a thousand rows, and less than a second for millions."""
     folder = cache / f"encoded-{key}"
-    table = read_arrow(folder / f"{split}.arrow")
-    pad = json.loads((folder / MANIFEST).read_text())["pad"]
-    return Encoded(table, table["length"].to_numpy(), pad)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    files = [file for file in manifest["shards"] if file.rpartition("-")[0] == split]
+    table = pa.concat_tables([read_arrow(folder / file) for file in files])
+    return Encoded(table, table["length"].to_numpy(), manifest["pad"])
 
 
 def encode_table(task: Encoder, table: pa.Table, processor: Any, max_length: int) -> Encoded:

@@ -78,15 +78,39 @@ def test_an_empty_split_is_encoded_too(tmp_path, processor):
     assert len(open_encoded(tmp_path, "k", "test")) == 0
 
 
-def test_a_failure_leaves_no_half_encoded_folder(tmp_path):
+def test_a_failure_leaves_no_half_encoded_shard(tmp_path):
     def broken():
         raise ValueError("no tokenizer")
 
     with pytest.raises(ValueError, match="no tokenizer"):
         encode_splits(SPLITS, TASK, broken, key="k", max_length=8, cache=tmp_path)
     with pytest.raises(KeyError):
-        encode_splits({"train": pa.table({"row_id": ["a"]})}, TASK, lambda: None, key="k", max_length=8, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        encode_splits({"train": pa.table({"row_id": ["a"]})}, TASK, never_used, key="k", max_length=8, cache=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def never_used():
+    return None
+
+
+def test_interrupted_encoding_goes_on_where_it_was(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(type(TASK), "encode_rows", 1)  # shards of 20 rows
+    options = {"key": "k", "max_length": 8, "cache": tmp_path}
+    done = []
+
+    def stop(rows):
+        done.append(rows)
+        if len(done) == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_splits(SPLITS, TASK, lambda: processor, progress=stop, **options)
+    whole = [path.name for path in (tmp_path / "encoded-k").iterdir()]
+    assert whole == ["train-00000.arrow"]
+    written = (tmp_path / "encoded-k" / whole[0]).stat().st_mtime_ns
+    assert encode_splits(SPLITS, TASK, lambda: processor, **options) == 17
+    assert (tmp_path / "encoded-k" / whole[0]).stat().st_mtime_ns == written
+    assert open_encoded(tmp_path, "k", "train").table.equals(encode_table(TASK, SPLITS["train"], processor, 8).table)
 
 
 def test_two_writers_of_one_folder_leave_one_whole_folder(tmp_path):
@@ -109,7 +133,7 @@ def test_two_writers_of_one_folder_leave_one_whole_folder(tmp_path):
 def test_a_folder_left_half_by_an_old_crash_is_replaced(tmp_path, processor):
     half = tmp_path / "encoded-k"
     half.mkdir()
-    (half / "train.arrow").write_bytes(b"half")
+    (half / ".train-00000.arrow-1").write_bytes(b"half")
     assert encode_splits(SPLITS, TASK, lambda: processor, key="k", max_length=8, cache=tmp_path) == 37
     assert len(open_encoded(tmp_path, "k", "train")) == 30
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pmray.data.split import group_numbers
 from pmray.errors import DataError
 from pmray.evaluation import inputs_of
 from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict, trained_columns
@@ -146,12 +147,22 @@ def compare(
     lines = {name: task.paired_outcome(one, targets) for name, one in said.items()}
     metric_name = found[names[0]].metric
     metric = task.metric(metric_name)
+    tables = [one.rows.table for one in found.values()]
+    # One model that knows of groups is enough: the rows are the same.
+    grouped = next((table for table in tables if "group" in table.column_names), tables[0])
+    kept = pa.array([row_id in common for row_id in grouped["row_id"].to_pylist()])
+    clusters = group_numbers(grouped.filter(kept))
     scored = sorted(
-        (Scored(name, bootstrap(metric, lines[name], draws=draws), found[name].speed) for name in names),
+        (
+            Scored(name, bootstrap(metric, lines[name], draws=draws, clusters=clusters), found[name].speed)
+            for name in names
+        ),
         key=lambda line: -line.score.value,
     )
     pairs = {
-        (a.name, b.name): paired_bootstrap(metric, [lines[a.name]], [lines[b.name]], draws=draws, level=1 - alpha)
+        (a.name, b.name): paired_bootstrap(
+            metric, [lines[a.name]], [lines[b.name]], draws=draws, level=1 - alpha, clusters=clusters
+        )
         for a, b in combinations(scored, 2)
     }
     adjusted = holm({pair: paired.p_value for pair, paired in pairs.items()})

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pmray.data.labelled import LabelledRows
+from pmray.data.split import group_numbers
 from pmray.errors import DataError
 from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict
 from pmray.reliability import Reliability, reliability
@@ -57,6 +58,8 @@ class Evaluation:
     """Bundle folder, URL, model or file of predictions."""
     rows: int
     """Scored; refused ones are not counted."""
+    groups: int | None
+    """Groups that intervals draw whole; None where rows are drawn one by one."""
     metric: str
     """The one that decided when the model was chosen, or the task's default."""
     score: Interval
@@ -196,16 +199,21 @@ def _evaluation(predicted: Predicted, targets: NDArray[Any], draws: int, **more:
     task = predicted.task
     outcomes = task.paired_outcome(predicted.said, targets)
     halves = task.halves(outcomes)
-    metrics = {name: bootstrap(task.metric(name), outcomes, draws=draws) for name in task.metrics()}
-    metrics |= _of_probabilities(predicted, halves, draws)
+    clusters = group_numbers(predicted.rows.table)
+    metrics = {name: bootstrap(task.metric(name), outcomes, draws=draws, clusters=clusters) for name in task.metrics()}
+    metrics |= _of_probabilities(predicted, halves, draws, clusters)
     return Evaluation(
         source=predicted.source,
         rows=len(outcomes),
+        groups=None if clusters is None else int(clusters.max()) + 1,
         metric=predicted.metric,
         score=metrics[predicted.metric],
         metrics=metrics,
         per_class={
-            label: {name: bootstrap(function, outcomes, draws=draws) for name, function in functions.items()}
+            label: {
+                name: bootstrap(function, outcomes, draws=draws, clusters=clusters)
+                for name, function in functions.items()
+            }
             for label, functions in task.class_metrics().items()
         },
         confusion=confusion(outcomes, len(task.labels)).tolist() if halves and halves[0].shape[1] == 1 else None,
@@ -297,7 +305,9 @@ def _probabilities(predicted: Predicted, halves: Halves | None) -> NDArray[np.fl
     return scores if several or np.allclose(scores.sum(axis=1), 1, atol=0.01) else None
 
 
-def _of_probabilities(predicted: Predicted, halves: Halves | None, draws: int) -> dict[str, Interval]:
+def _of_probabilities(
+    predicted: Predicted, halves: Halves | None, draws: int, clusters: NDArray[np.int64] | None
+) -> dict[str, Interval]:
     """ROC-AUC, average precision, log loss, Brier score and calibration error, those that these rows can tell."""
     scores = _probabilities(predicted, halves)
     if halves is None or scores is None:
@@ -314,8 +324,8 @@ def _of_probabilities(predicted: Predicted, halves: Halves | None, draws: int) -
     draws = min(draws, PROBABILITY_DRAWS)
     # Each row for itself, in the rows' order: sorted by their probabilities, rows would be drawn otherwise after a
     # change in a last digit.
-    rows = np.arange(len(lines))
-    intervals = {name: bootstrap(metric, lines, draws=draws, clusters=rows) for name, metric in found.items()}
+    clusters = np.arange(len(lines)) if clusters is None else clusters
+    intervals = {name: bootstrap(metric, lines, draws=draws, clusters=clusters) for name, metric in found.items()}
     # A label that no row has, or every row, cannot be ranked.
     return {name: one for name, one in intervals.items() if np.isfinite([one.value, one.low, one.high]).all()}
 

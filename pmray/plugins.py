@@ -20,8 +20,8 @@ TASKS = {
 
 
 def task_names() -> list[str]:
-    """All known tasks, ours and those of installed plug-ins."""
-    return sorted({*TASKS, *(entry.name for entry in entry_points(group="pmray.tasks"))})
+    """All known tasks, ours and then those of installed plug-ins."""
+    return list(dict.fromkeys([*TASKS, *sorted(entry.name for entry in entry_points(group="pmray.tasks"))]))
 
 
 def task_class(name: str) -> Any:

@@ -161,7 +161,7 @@ def predict(
     if model.startswith(("http://", "https://")):
         endpoint = Endpoint(model)
         with closing(endpoint.client):
-            rows = _known_rows(data, endpoint.task, {**endpoint.settings.get("columns", {}), **given})
+            rows = _known_rows(data, endpoint.task, endpoint.settings.get("columns", {}), given)
             return _ask(model, endpoint, endpoint.settings, rows, endpoint.chunk, latency_rows, progress)
     if _is_file(model):
         rows = _foreign_rows(data, given, text=False)
@@ -171,7 +171,7 @@ def predict(
         bundle = _as_bundle(model, rows, labels)
     else:
         bundle = open_bundle(resolve(model, registry)[0])
-        rows = _known_rows(data, bundle.task, {**bundle.settings.get("columns", {}), **given})
+        rows = _known_rows(data, bundle.task, bundle.settings.get("columns", {}), given)
     source = model if _is_pretrained(model) else str(bundle.folder)
     return _ask(source, _scorer(bundle, model), bundle.settings, rows, CHUNK, latency_rows, progress)
 
@@ -422,10 +422,20 @@ def _scorer(bundle: Bundle, model: str) -> Scorer:
     return scorer
 
 
-def _known_rows(data: Source, task: Task, columns: Mapping[str, str]) -> LabelledRows:
-    """Read rows for a model that knows its labels, and refuse others."""
-    roles = {role: needed for role, needed in task.columns.items() if needed or (role == "text_pair" and _pair(task))}
-    rows = read_labelled(data, roles, {role: name for role, name in columns.items() if role in roles})
+def _known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Mapping[str, str]) -> LabelledRows:
+    """Read rows for a model that knows its labels, and refuse others.
+
+    Args:
+        data: Labelled rows.
+        task: The model's.
+        trained: Role -> column that it was trained with. Groups are used where these rows have them too.
+        given: Role -> column that the user names.
+    """
+    wanted = ("group", *(["text_pair"] if _pair(task) else []))
+    roles = {role: needed for role, needed in task.columns.items() if needed or role in wanted}
+    columns = {role: name for role, name in {**trained, **given}.items() if role in roles}
+    group = {} if "group" in given else {"group": columns.pop("group")} if "group" in columns else {}
+    rows = read_labelled(data, roles, columns, optional=group)
     several = getattr(task, "multi_label", rows.multi_label)
     if several != rows.multi_label:
         says, has = ("any number of labels", "one") if several else ("one label", "lists of them")
@@ -443,7 +453,7 @@ def _foreign_rows(data: Source, columns: Mapping[str, str], *, text: bool) -> La
     for role in columns:
         if role not in roles:
             raise UnknownName("column role", role, roles)
-    rows = read_labelled(data, roles, columns, optional=("text",))
+    rows = read_labelled(data, roles, columns, optional={"text": "text"})
     _check_labels(rows, None)
     return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -59,7 +59,7 @@ class LabelledRows:
 
 
 def read_labelled(
-    source: Source, roles: Mapping[str, bool], columns: Mapping[str, str], *, optional: Sequence[str] = ()
+    source: Source, roles: Mapping[str, bool], columns: Mapping[str, str], *, optional: Mapping[str, str] | None = None
 ) -> LabelledRows:
     """Read labelled rows.
 
@@ -67,7 +67,7 @@ def read_labelled(
         source: As in a spec.
         roles: Role -> whether it is required; one that is not is used when `columns` names it.
         columns: Role -> column name; a role left out means a column of that name.
-        optional: Roles that are not required, but also used where every file has a column of that name.
+        optional: Role -> column that is also used where every file has it.
 
     Raises:
         DataError: The source cannot be read, has no rows, or a column is missing.
@@ -75,7 +75,7 @@ def read_labelled(
     parts = read_source(source, "test", drop=False)
     first = parts[0].table.column_names
     shared = [name for name in first if all(name in part.table.column_names for part in parts)]
-    columns = {**{role: role for role in optional if role in shared}, **columns}
+    columns = {**{role: name for role, name in (optional or {}).items() if name in shared}, **columns}
     table = role_columns(parts, roles, columns)
     if "words" in roles:
         read, findings = annotate({"test": table}, drop=False)

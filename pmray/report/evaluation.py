@@ -25,7 +25,8 @@ def evaluation_table(found: Any) -> RenderableType:
     Args:
         found: A ``pmray.evaluation.Evaluation``.
     """
-    overall = _table(f"{found.source} on {found.rows} rows", "metric", f"value [{found.score.level:.0%} interval]")
+    rows = f"{found.rows} rows" + (f" in {found.groups} groups" if found.groups else "")
+    overall = _table(f"{found.source} on {rows}", "metric", f"value [{found.score.level:.0%} interval]")
     for name, interval in found.metrics.items():
         overall.add_row(name, show(interval), style="bold" if name == found.metric else "")
     classes = _table("class by class", "class", "precision", "recall", "f1")

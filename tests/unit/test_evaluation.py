@@ -297,6 +297,29 @@ def test_bundle_folder_and_file_in_one_comparison(bundle, data, tmp_path):
     json.dumps(found.to_json())
 
 
+def test_groups_are_drawn_whole_where_the_rows_have_them(bundle, tmp_path):
+    # Ten copies of each row, one group each: ten times the rows, and no more to know.
+    rows = [{**row, "who": f"author {n}"} for n, row in enumerate(tiny_rows(40, seed=3)) for _ in range(10)]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    alone, grouped = (pmray.evaluate(str(bundle), source, columns=columns) for columns in ({}, {"group": "who"}))
+    assert (alone.groups, grouped.groups) == (None, 40)
+    assert alone.score.value == grouped.score.value
+
+    def width(one):
+        return one.high - one.low
+
+    assert 2 < width(grouped.score) / width(alone.score) < 5
+    assert 2 < width(grouped.metrics["log_loss"]) / width(alone.metrics["log_loss"]) < 5
+    settings = json.loads((bundle / "pmray.json").read_text())
+    trained = shutil.copytree(bundle, tmp_path / "trained")
+    (trained / "pmray.json").write_text(json.dumps({**settings, "columns": {"group": "who"}}))
+    assert pmray.evaluate(str(trained), source).groups == 40
+    plain = str(write_rows(tmp_path / "plain.jsonl", tiny_rows(20)))
+    assert pmray.evaluate(str(trained), plain).groups is None
+    compared = [pmray.compare([str(trained), str(bundle)], data, draws=200).lines[0].score for data in (source, plain)]
+    assert width(compared[0]) > 0
+
+
 def test_a_model_and_its_saved_predictions_are_a_tie(bundle, data, tmp_path):
     save_predictions(quick(bundle, data), tmp_path / "said.parquet")
     found = compared([bundle, tmp_path / "said.parquet"], data)

@@ -32,6 +32,10 @@ SECONDARY_DRAWS = 1000
 """Bootstrap draws for metrics that decide nothing."""
 
 
+FEW_ROWS_A_CLASS = 10
+"""Test rows a class under which an interval of a mean over classes promises too much (tests/bench/coverage.py)."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A model (or baseline) with its predictions on the test rows."""
@@ -192,7 +196,21 @@ def decide(
             label: {name: interval(function, chosen, SECONDARY_DRAWS) for name, function in functions.items()}
             for label, functions in task.class_metrics().items()
         },
-        words=tuple(_words(winner, lines, compared, grouped, metric, rows, gap, visible, rules, groups_drawn)),
+        words=tuple(
+            _words(
+                winner,
+                lines,
+                compared,
+                grouped,
+                metric,
+                rows,
+                gap,
+                visible,
+                rules,
+                groups_drawn,
+                len(task.class_metrics()),
+            )
+        ),
     )
 
 
@@ -280,6 +298,7 @@ def _words(
     visible: float,
     rules: Decide,
     clusters: int | None,
+    classes: int,
 ) -> list[str]:
     level = f"{1 - rules.alpha:.0%}"
     seeds = f"mean of {winner.seeds} seeds" if winner.seeds > 1 else "one seed"
@@ -320,7 +339,7 @@ def _words(
             told = f"is {100 * -gain:.1f} points worse (p = {found.adjusted_p:.2g}): use the baseline"
         else:
             told = f"buys nothing that these rows can show ({100 * gain:+.1f} points, p = {found.adjusted_p:.2g})"
-        words.append(f"{baseline.name} scores {show(baseline.score)}; the transformer {told}.")
+        words.append(f"{baseline.name} scores {show(baseline.score)}; the pre-trained model {told}.")
     if gap is not None:
         words.append(
             f"The search promised {winner.search_score:.3f} on validation, {100 * abs(gap):.1f} points "
@@ -332,6 +351,11 @@ def _words(
             "test and the smallest visible difference do not know groups."
         )
     words.append(f"With {rows} rows, differences over about {100 * visible:.1f} points in accuracy can be seen.")
+    if metric.endswith("_macro") and rows < FEW_ROWS_A_CLASS * classes:
+        words.append(
+            f"{rows} rows of {classes} classes are few: {metric} itself is then biased, and its 95% interval holds the "
+            "true score less often than it says (80% of the time with three rows a class); give more test rows."
+        )
     return words
 
 

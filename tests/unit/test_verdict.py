@@ -84,3 +84,13 @@ def test_groups_of_rows_are_drawn_as_wholes_and_the_verdict_says_so():
     assert any("the 30 groups" in one for one in grouped.words)
     (told,), (blind,) = grouped.comparisons, plain.comparisons
     assert told.randomisation_p > 0.05 > blind.randomisation_p
+
+
+def test_few_rows_a_class_are_said_to_make_a_bad_interval():
+    classes = 77
+    true = np.random.default_rng(0).integers(0, classes, 200)
+    task = TextClassification(labels=tuple(map(str, range(classes))))
+    one = Contender("model", [np.stack([true, true], axis=1)], latency_ms=1, parameters=1, search_score=1.0)
+    told = decide([one], task, "f1_macro", Decide(draws=200)).words
+    assert any("200 rows of 77 classes are few" in word for word in told)
+    assert not any("are few" in word for word in decide([one], task, "accuracy", Decide(draws=200)).words)

@@ -38,8 +38,9 @@ from pmray.scoring.ragged import stacked
 from pmray.serving.scorer import Answer, Refused, Scorer
 from pmray.spec import Candidate, Data, Source
 from pmray.tasks.base import Task
+from pmray.tasks.images import ImageClassification
 from pmray.tasks.text import TextClassification
-from pmray.training.model import check_processor, locate
+from pmray.training.model import Pretrained, check_processor, locate
 from pmray.training.trial import open_task
 
 CHUNK = 512
@@ -60,6 +61,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]*[^\W\d][\w.-]*(@[\w./-]+)?")
 """``owner/model[@revision]``; ``name/2`` is version 2 of a registered model."""
 
 Progress = Callable[[int, int], None]
+
+Classifier = TextClassification | ImageClassification
+"""Tasks of models that pmray did not train."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,13 @@ def predict(
             rows = _known_rows(data, endpoint.task, endpoint.settings.get("columns", {}), given)
             return _ask(model, endpoint, endpoint.settings, rows, endpoint.chunk, latency_rows, progress)
     if _is_file(model):
-        rows = _foreign_rows(data, given, text=False)
+        rows = _foreign_rows(data, given, TextClassification, inputs=False)
         return read_predictions(model, rows, labels)
     if _is_pretrained(model):
-        rows = _foreign_rows(data, given, text=True)
-        bundle = _as_bundle(model, rows, labels)
+        pretrained = locate(Candidate(model=model))
+        kind = _foreign_kind(model, pretrained)
+        rows = _foreign_rows(data, given, kind, inputs=True)
+        bundle = _as_bundle(pretrained, kind, rows, labels)
     else:
         bundle = open_bundle(resolve(model, registry)[0])
         rows = _known_rows(data, bundle.task, bundle.settings.get("columns", {}), given)
@@ -265,7 +271,7 @@ def read_predictions(path: str, rows: LabelledRows, labels: Sequence[str] | None
     except pa.ArrowException as error:
         raise DataError(f"{path}: its files have columns of different kinds ({error}); write them one way") from None
     order = _order(path, table, rows)
-    task = _task_of(rows, _as_in_data(labels, rows.labels) if labels else rows.labels)
+    task = _task_of(rows, _as_in_data(labels, rows.labels) if labels else rows.labels, TextClassification)
     names = {column.casefold().removeprefix("score:").strip(): column for column in table.column_names}
     columns = {label: names[label.casefold()] for label in task.labels if label.casefold() in names}
     scores = None
@@ -358,27 +364,49 @@ def _is_pretrained(model: str) -> bool:
     return model.startswith("package:") or HUB_ID.fullmatch(model) is not None
 
 
-def _as_bundle(model: str, rows: LabelledRows, labels: Sequence[str] | None) -> Bundle:
-    """Describe a model with a classification head as if it were a bundle, with the labels of the data."""
-    from transformers import AutoConfig
+FOREIGN: Mapping[str, type[Classifier]] = {
+    "ForSequenceClassification": TextClassification,
+    "ForImageClassification": ImageClassification,
+}
+"""How the name of a model's class ends -> the task that it does."""
 
-    pretrained = locate(Candidate(model=model))
-    config = AutoConfig.from_pretrained(pretrained.folder, trust_remote_code=False, local_files_only=True)
-    heads = list(config.architectures or ())
-    if not any(head.endswith("ForSequenceClassification") for head in heads):
+
+def _foreign_kind(model: str, pretrained: Pretrained) -> type[Classifier]:
+    """The task of a model with a classification head that pmray did not train."""
+    heads = list(_config(pretrained).architectures or ())
+    found = [kind for end, kind in FOREIGN.items() if any(head.endswith(end) for head in heads)]
+    if not found:
         raise CandidateUnavailable(
             f"{model} has no classification head (its config.json says {', '.join(heads) or 'nothing of one'}, "
-            "expected …ForSequenceClassification), so that it says nothing of labels; `pmray fit` gives it one"
+            f"expected {' or '.join(f'…{end}' for end in FOREIGN)}), so that it says nothing of labels; `pmray fit` "
+            "gives it one"
         )
+    return found[0]
+
+
+def _config(pretrained: Pretrained) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(pretrained.folder, trust_remote_code=False, local_files_only=True)
+
+
+def _as_bundle(
+    pretrained: Pretrained,
+    kind: type[Classifier],
+    rows: LabelledRows,
+    labels: Sequence[str] | None,
+) -> Bundle:
+    """Describe a model with a classification head as if it were a bundle, with the labels of the data."""
+    model, config = pretrained.candidate.model, _config(pretrained)
     if config.problem_type == "regression" or config.num_labels == 1:
         raise CandidateUnavailable(f"{model} predicts one number (regression), not labels; it cannot be scored on them")
-    _refuse_untrained_head(model, pretrained.folder, config)
-    kind = config.problem_type
-    if kind is not None and (kind == "multi_label_classification") != rows.multi_label:
+    _refuse_untrained_head(model, pretrained.folder, config, kind.head)
+    problem = config.problem_type
+    if problem is not None and (problem == "multi_label_classification") != rows.multi_label:
         says, has = ("any number of labels", "one") if not rows.multi_label else ("one label", "lists of them")
-        raise DataError(f"{model} says {says} a row (problem_type {kind}), but the data has {has}; they do not fit")
+        raise DataError(f"{model} says {says} a row (problem_type {problem}), but the data has {has}; they do not fit")
     found = [str(config.id2label[number]) for number in range(config.num_labels)]
-    task = _task_of(rows, match_labels(found, rows.labels, labels, model=model))
+    task = _task_of(rows, match_labels(found, rows.labels, labels, model=model), kind)
     check_processor(task, pretrained)
     settings = {
         "name": model,
@@ -389,14 +417,14 @@ def _as_bundle(model: str, rows: LabelledRows, labels: Sequence[str] | None) -> 
     return Bundle(Path(pretrained.folder), settings, task)
 
 
-def _refuse_untrained_head(model: str, folder: str, config: Any) -> None:
+def _refuse_untrained_head(model: str, folder: str, config: Any, head: str) -> None:
     """Transformers fills weights that a file lacks with random numbers; of a head these would be scored as a model."""
     import torch
+    import transformers
     from safetensors import safe_open
-    from transformers import AutoModelForSequenceClassification
 
     with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        empty = getattr(transformers, head).from_config(config, trust_remote_code=False)
     body = f"{empty.base_model_prefix}."
     there: set[str] = set()
     for file in Path(folder).glob("*.safetensors"):
@@ -447,13 +475,13 @@ def _known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Map
     return rows
 
 
-def _foreign_rows(data: Source, columns: Mapping[str, str], *, text: bool) -> LabelledRows:
-    """Read rows for a model that takes its labels from the data; `text` says whether it needs the texts."""
-    roles = {role: needed and (text or role == "label") for role, needed in TextClassification.columns.items()}
+def _foreign_rows(data: Source, columns: Mapping[str, str], kind: type[Classifier], *, inputs: bool) -> LabelledRows:
+    """Read rows for a model that takes its labels from the data; `inputs` says whether it needs more than these."""
+    roles = {role: needed and (inputs or role == "label") for role, needed in kind.columns.items()}
     for role in columns:
         if role not in roles:
             raise UnknownName("column role", role, roles)
-    rows = read_labelled(data, roles, columns, optional={"text": "text"})
+    rows = read_labelled(data, roles, columns, optional={"text": "text"} if "text" in roles else None)
     _check_labels(rows, None)
     return rows
 
@@ -471,9 +499,9 @@ def _check_labels(rows: LabelledRows, known: Sequence[str] | None) -> None:
         raise DataError([*first_problems(problems, 5), *hint])
 
 
-def _task_of(rows: LabelledRows, labels: Sequence[str]) -> TextClassification:
+def _task_of(rows: LabelledRows, labels: Sequence[str], kind: type[Classifier]) -> Classifier:
     try:
-        return TextClassification.from_data(Data(train="evaluated", labels=list(labels)), rows.table)
+        return kind.from_data(Data(train="evaluated", labels=list(labels)), rows.table)
     except ValidationError as error:
         raise DataError(f"labels {list(labels)} cannot be used: {error.errors()[0]['msg']}") from None
 
@@ -533,7 +561,7 @@ def _refuse_other_texts(path: str, table: pa.Table, rows: LabelledRows) -> None:
             )
 
 
-def _label_numbers(path: str, values: Sequence[Any], task: TextClassification, given: Sequence[str] | None) -> Any:
+def _label_numbers(path: str, values: Sequence[Any], task: Classifier, given: Sequence[str] | None) -> Any:
     """Predicted labels in the form of ``task.targets``."""
     bits = np.zeros((len(values), len(task.labels)), dtype=np.int8)
     problems = []

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
+import pmray
 from pmray import load_data
 from pmray.data.encode import encode_table
 from pmray.data.images import decode, from_base64, problem_of, thumbnails, to_base64
@@ -170,3 +171,18 @@ def test_rows_that_cannot_be_answered_are_told_why_and_no_path_is_opened(row, to
 def test_images_travel_as_base64_also_with_a_prefix():
     assert from_base64("data:image/png;base64," + to_base64(GOOD)) == GOOD
     assert TASK.problem(TASK.sent({"image": GOOD})) is None
+
+
+def test_an_image_model_that_pmray_did_not_train_is_scored_as_its_pipeline_says(tmp_path):
+    from transformers import AutoModelForImageClassification, pipeline
+
+    folder = tiny_image_model(tmp_path / "vit")
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    model.config.id2label = dict(enumerate(["red", "green", "blue", "black", "white"]))
+    model.save_pretrained(folder)
+    rows = tiny_images(12)
+    found = pmray.evaluate(str(folder), str(write_rows(tmp_path / "rows.parquet", rows)), draws=100, latency_rows=2)
+    alone = pipeline("image-classification", model=str(folder))
+    said = [max(alone(decode(row["image"])), key=lambda one: one["score"])["label"] for row in rows]
+    assert list(found.said) == said
+    assert found.labels == ("red", "green", "blue", "black", "white")

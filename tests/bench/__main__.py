@@ -1,7 +1,8 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import coverage, data_checks, trial_overhead
+from tests.bench import coverage, data_checks, encoding, trial_overhead
 
 data_checks.main()
 coverage.main()
 trial_overhead.main()
+encoding.main(rows=500_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -52,22 +53,24 @@ def decode(value: bytes | str) -> Image:
         DataError: It is no image, damaged, or too large; says which.
     """
     try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise DataError("images need Pillow: pip install 'pmray[vision]'") from None
-    try:
-        content = read_bytes(value)
-        opened = Image.open(io.BytesIO(content))
-        if opened.width * opened.height > MOST_PIXELS:
-            raise DataError(f"{opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
-        opened.load()
+        return _upright_rgb(read_bytes(value))
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001  (see below)
-        # Pillow's decoders raise errors of many kinds for damaged files (OSError, SyntaxError, struct.error …).
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        what = "an empty file" if not isinstance(value, str) and not value else reason
-        raise DataError(f"it cannot be decoded ({what.replace(' <_io.BytesIO object at', ' <')})") from None
+    except ImportError:
+        raise DataError("images need Pillow: pip install 'pmray[vision]'") from None
+    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise errors of many kinds for damaged files)
+        told = re.sub(r" *<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:120]
+        reason = "an empty file" if value == b"" else told or type(error).__name__
+        raise DataError(f"it cannot be decoded ({reason})") from None
+
+
+def _upright_rgb(content: bytes) -> Image:
+    from PIL import Image, ImageOps
+
+    opened = Image.open(io.BytesIO(content))
+    if opened.width * opened.height > MOST_PIXELS:
+        raise DataError(f"{opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
+    opened.load()
     upright: Image.Image = ImageOps.exif_transpose(opened)
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         # Sixteen bits and more of grey: Pillow would cut them off at 255.

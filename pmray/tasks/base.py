@@ -1,7 +1,8 @@
 """What pmray needs to know about a kind of problem.
 
-A task is one small class in one file. A ``Protocol`` names its members; nobody inherits code. A task holds settings,
-never data: it travels to workers as a pickle of a few kilobytes and to disk as JSON.
+A task is one small class in one file. A ``Protocol`` names its members; what all tasks do whose rows have labels is in
+``labels.py``. A task holds settings, never data: it travels to workers as a pickle of a few kilobytes and to disk as
+JSON. ``pmray.testing.check_task`` tries every member.
 """
 
 from __future__ import annotations

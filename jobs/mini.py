@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.errors import NoVerdict, PmrayError
-from pmray.preparation import Prepared, prepare
+from pmray.preparation import Prepared, encode_all, prepare
 from pmray.report.console import people, rank_table, verdict_panel
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, Stage, outcome_of
@@ -26,7 +26,7 @@ from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec
 from pmray.spec_file import load_spec
 from pmray.tasks.base import Outcomes
-from pmray.tasks.baselines import BASELINES, fit_baseline
+from pmray.tasks.baselines import fit_baseline
 from pmray.training import trial
 
 console = people()
@@ -35,6 +35,7 @@ console = people()
 def sweep(spec: Spec) -> tuple[list[Outcome], Verdict]:
     """Outcomes of all trials and of the finalists' fits, and who won."""
     prepared = prepare(spec, console)
+    encode_all(prepared, console)
     ranked = rank(prepared)
     trials = search(prepared, [one.candidate for one in ranked if one.kept])
     chosen = finalists(trials, spec.search.finalists)
@@ -113,7 +114,7 @@ def open_test_rows(prepared: Prepared, chosen: Sequence[Outcome], fits: Sequence
                     training_seconds=mean(fit.facts["train_seconds"] for fit in mine),
                 )
             )
-    for name, kind in BASELINES.items():
+    for name, kind in prepared.task.baselines.items():
         own, (said,) = fit_baseline(kind, task, data.train, data.validation, [data.test], metric=prepared.metric)
         tuned = task.tuned(own, task.targets(data.validation))
         contenders.append(Contender(name=name, outcomes=[tuned.outcome(said, task.targets(labels))], baseline=True))

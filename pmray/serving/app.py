@@ -287,8 +287,7 @@ def deploy(
     stack = ExitStack()
     try:
         stack.enter_context(connected(address))
-        # Not serve.shutdown: on a shared cluster that would end other people's applications too.
-        stack.callback(serve.delete, "pmray")
+        stack.callback(_stop_serving)
         log.setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "ERROR"})
         serve.run(build_app(str(folder), settings, version), name="pmray", logging_config={"log_level": "ERROR"})
@@ -303,6 +302,16 @@ def deploy(
     return Deployed(url, stack)
 
 
+def _stop_serving() -> None:
+    """End the endpoint; and Ray Serve with it, unless it serves other people's applications on a shared cluster.
+
+    Serve keeps the address that it was started with: the next endpoint may want another.
+    """
+    serve.delete("pmray")
+    if not serve.status().applications:
+        serve.shutdown()
+
+
 def _wait_ready(url: str) -> None:
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until:
@@ -312,7 +321,10 @@ def _wait_ready(url: str) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
-    raise EndpointError(f"{url} did not answer within {START_TIMEOUT_S} s")
+    raise EndpointError(
+        f"{url} did not answer within {START_TIMEOUT_S} s; where Ray Serve was already running on this cluster, it "
+        "listens where it was told to then, so name that host and port"
+    )
 
 
 def _is_loopback(host: str) -> bool:

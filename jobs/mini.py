@@ -116,7 +116,7 @@ def open_test_rows(prepared: Prepared, chosen: Sequence[Outcome], fits: Sequence
             )
     for name, kind in prepared.task.baselines.items():
         own, (said,) = fit_baseline(kind, task, data.train, data.validation, [data.test], metric=prepared.metric)
-        tuned = task.tuned(own, task.targets(data.validation))
+        tuned = task.tuned(own, task.targets(data.validation), prepared.metric)
         contenders.append(Contender(name=name, outcomes=[tuned.outcome(said, task.targets(labels))], baseline=True))
     return decide(contenders, task, prepared.metric, prepared.spec.decide, group_numbers(data.test))
 

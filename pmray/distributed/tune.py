@@ -144,7 +144,8 @@ def run_trials(
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=_Halving(reduction, proposals),
-            num_samples=trials,
+            # The searcher says when it is at its end; it may hand out a trial twice.
+            num_samples=2 * trials,
             max_concurrent_trials=at_a_time,
             # An actor is reused whatever the next trial asks for, so only where all ask for the same.
             reuse_actors=alike,
@@ -208,23 +209,49 @@ class _Proposals(_Driver, Searcher):
         """Asked before Tune starts, which cannot run without a trial."""
         self.numbers: dict[str, int] = {}
         self.works: dict[str, Work] = {}
+        self.under_way: set[str] = set()
+        self.given_back: list[str] = []
+        """Trials to hand out once more, under another id."""
+        self.twice: set[str] = set()
+        """Keys of the trials handed out once more."""
 
     def suggest(self, trial_id: str) -> Any:
+        if self.given_back:
+            lost = self.given_back.pop()
+            number, work = self.numbers[lost], self.works[lost]
+        else:
+            proposal = self._next()
+            if proposal is None:
+                # A trial under way may yet be given back.
+                return None if self.under_way else Searcher.FINISHED
+            number, work = proposal.number, self.make_work(proposal)
+        self.under_way.add(trial_id)
+        self.numbers[trial_id], self.works[trial_id] = number, work
+        return {"work": work}
+
+    def _next(self) -> Proposal | None:
         if self.left == 0 or (self.deadline and time.time() > self.deadline):
-            return Searcher.FINISHED
+            return None
         proposal = self.search.ask() if self.first is None else self.first
         self.first = None
-        if proposal is None:
-            return Searcher.FINISHED
-        self.left -= 1
-        self.numbers[trial_id] = proposal.number
-        self.works[trial_id] = self.make_work(proposal)
-        return {"work": self.works[trial_id]}
+        self.left = 0 if proposal is None else self.left - 1
+        return proposal
+
+    def give_back(self, trial_id: str) -> bool:
+        """Hand a trial out once more, because it never started; False when it has already been handed out twice."""
+        key = self.works[trial_id].key
+        if key in self.twice:
+            return False
+        self.under_way.discard(trial_id)
+        self.twice.add(key)
+        self.given_back.append(trial_id)
+        return True
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Scores are told by ``_News``, which knows what kind of end it was."""
 
     def tell(self, trial_id: str, score: float | None) -> None:
+        self.under_way.discard(trial_id)
         self.search.tell(self.numbers[trial_id], score)
 
     def save(self, checkpoint_path: str) -> None:
@@ -287,6 +314,9 @@ class _News(_Driver, tune.Callback):
         self._end(trial.trial_id, facts, may_pass=facts.status == "unavailable")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Tune does not retry a trial whose actor died between the last trial's end and this one's start.
+        if trial.trial_id not in self.started and self.proposals.give_back(trial.trial_id):
+            return
         self._end(trial.trial_id, self._cut_short(trial.trial_id, "failed", WORKER_DIED), may_pass=True)
 
     def _cut_short(self, trial_id: str, status: str, error: str | None) -> Facts:

@@ -2,6 +2,10 @@
 
 All draws are multinomial weights over the *distinct* outcome lines: drawing n rows with replacement gives each distinct
 line a Multinomial(n, count / n) share. So the cost depends on how many different lines there are, not on the rows.
+
+What the bootstrap cannot see is how far off the score itself is: macro F1 of many small classes is too low on few rows,
+and lower still on resamples of them. The jackknife sees most of it, so it says where an interval stands and how wide it
+is at least; see `corrected`.
 """
 
 from __future__ import annotations
@@ -12,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from pmray.errors import NoVerdict
 from pmray.scoring.metrics import Metric, Outcomes, Scores, distinct
 
 CELLS = 2_000_000
 """Weights held at once (draws x lines); 16 MB each as float64, of which about six copies live inside a metric."""
+PARTS = 200
+"""At most so many parts are left out in turn; a fifth of the usual draws, so the jackknife costs little beside them."""
 TIE = 1e-12
 """Scores closer than this are equal: means over seeds taken in another order differ in the last digits."""
 
@@ -46,7 +51,7 @@ def bootstrap(
     level: float = 0.95,
     clusters: NDArray[Any] | None = None,
 ) -> Interval:
-    """Score one fit on its rows, with a bias-corrected bootstrap interval; see `bias_corrected`.
+    """Score one fit on its rows, with a bias-corrected bootstrap interval; see `corrected`.
 
     Rows that are all right (or all wrong) give a width of zero: no resample can show what was never seen.
 
@@ -56,11 +61,12 @@ def bootstrap(
         draws: Resamples of the rows.
         seed: Of the resamples; the same seed gives the same interval.
         level: Coverage aimed at.
-        clusters: Group of each row, (rows,); see `scores_on_draws`.
+        clusters: Group of each row, (rows,); see `resampled`.
 
     >>> from pmray.scoring.metrics import accuracy
-    >>> bootstrap(accuracy, np.array([[0, 0]] * 80 + [[0, 1]] * 20))
-    Interval(value=0.8, low=0.72, high=0.87, level=0.95)
+    >>> found = bootstrap(accuracy, np.array([[0, 0]] * 80 + [[0, 1]] * 20))
+    >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
+    (0.8, 0.72, 0.88)
     """
     return bootstrap_seeds(metric, [outcomes], draws=draws, seed=seed, level=level, clusters=clusters)
 
@@ -85,12 +91,13 @@ def bootstrap_seeds(
         draws: Resamples.
         seed: Of the resamples, unrelated to the seeds of the fits.
         level: Coverage aimed at.
-        clusters: Group of each row, (rows,); see `scores_on_draws`.
+        clusters: Group of each row, (rows,); see `resampled`.
     """
     row_rng, seed_rng = np.random.default_rng(seed).spawn(2)
-    estimates, scores = scores_on_draws(metric, outcomes_by_seed, draws, row_rng, clusters)
+    found = resampled(metric, outcomes_by_seed, draws, row_rng, clusters)
     shares = seed_shares(len(outcomes_by_seed), draws, seed_rng)
-    return bias_corrected(float(estimates.mean()), (scores * shares).sum(axis=1), level)
+    value, scores, without = found.scores.mean(), (found.drawn * shares).sum(axis=1), found.without.mean(axis=1)
+    return percentiles(float(value), corrected(float(value), scores, without, found.times), level)
 
 
 def selection_corrected(
@@ -135,13 +142,27 @@ def selection_corrected(
     return Interval(float(scores.mean()), float(low), float(high), level)
 
 
-def scores_on_draws(
+@dataclass(frozen=True)
+class Resampled:
+    """What several fits would have scored on other choices of their common rows."""
+
+    scores: NDArray[np.float64]
+    """On the rows themselves, (runs,)."""
+    drawn: NDArray[np.float64]
+    """On each bootstrap draw, (draws, runs)."""
+    without: NDArray[np.float64]
+    """Without each part of the rows in turn, (parts, runs)."""
+    times: NDArray[np.int64]
+    """For how many like parts each of those stands, (parts,)."""
+
+
+def resampled(
     metric: Metric,
     runs: Sequence[Outcomes],
     draws: int,
     rng: np.random.Generator,
     clusters: NDArray[Any] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> Resampled:
     """Score several fits on the same resamples of their common rows.
 
     Rows of one group (sentences of a document, visits of a patient) are alike, so that they say less than as many rows
@@ -155,13 +176,10 @@ def scores_on_draws(
         draws: Resamples.
         rng: Makes them.
         clusters: Group of each row, (rows,), values of any kind that sorts; None takes every row for itself.
-
-    Returns:
-        The scores on the rows themselves, shape (runs,), and on each draw, shape (draws, runs); both float64.
     """
     runs, rows, members = shared_lines(runs, clusters)
     n, step = int(rows.sum()), max(1, CELLS // len(rows))
-    parts = []
+    drawn = []
     for done in range(0, draws, step):
         chunk = min(step, draws - done)
         if members is None:
@@ -169,8 +187,38 @@ def scores_on_draws(
         else:
             total = int(members.max()) + 1
             weights = rng.multinomial(total, np.full(total, 1 / total), size=chunk)[:, members] * rows
-        parts.append(np.stack([metric(run, weights) for run in runs], axis=1))
-    return np.concatenate([metric(run, rows[None]) for run in runs]), np.concatenate(parts)
+        drawn.append(np.stack([metric(run, weights) for run in runs], axis=1))
+    parts, times = _parts(rows, members, rng)
+    without = [
+        np.stack([metric(run, rows - some) for run in runs], axis=1)
+        for some in (parts[start : start + step] for start in range(0, len(parts), step))
+    ]
+    scores = np.concatenate([metric(run, rows[None]) for run in runs])
+    return Resampled(scores, np.concatenate(drawn), np.concatenate(without), times)
+
+
+def _parts(
+    rows: NDArray[np.int64], members: NDArray[np.int64] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut the rows into the parts of a jackknife: weights of the lines (parts, lines), and how many are like each.
+
+    A part is one row, or one group with `members`. Rows of one line are alike, so one of them stands for all. Of more
+    than `PARTS` that differ, some are put together at random (the delete-a-group jackknife: Kott 2001, Journal of
+    Official Statistics 17).
+    """
+    if members is None and len(rows) <= PARTS:
+        return np.eye(len(rows), dtype=np.int64), rows
+    lines = np.arange(len(rows))
+    if members is None:
+        lines, counts = np.repeat(lines, rows), np.ones(rows.sum(), dtype=np.int64)
+        unit = np.arange(len(lines))
+    else:
+        counts, unit = rows, members
+    total = int(unit.max()) + 1
+    part = rng.permutation(np.arange(total) % PARTS)
+    weights = np.zeros((min(total, PARTS), len(rows)), dtype=np.int64)
+    np.add.at(weights, (part[unit], lines), counts)
+    return weights, np.ones(len(weights), dtype=np.int64)
 
 
 def seed_shares(seeds: int, draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -178,31 +226,48 @@ def seed_shares(seeds: int, draws: int, rng: np.random.Generator) -> NDArray[np.
     return rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
 
 
-def bias_corrected(value: float, scores: Scores, level: float) -> Interval:
-    """Bias-corrected percentile interval (BC: Efron 1987, JASA 82, without acceleration).
+def corrected(value: float, scores: Scores, without: Scores, times: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Move and stretch bootstrap scores by what the jackknife knows better, shape (draws,).
 
-    With z0 = Phi^-1(share of draws below the value, ties counting half) the ends are the quantiles
-    Phi(2 z0 + z) at both z of the level. It matters for macro F1 of many small classes, whose draws lie below the value
-    (rare classes drop out of them): there the plain percentile interval is visibly off-centre.
+    With n parts, theta(i) the score without part i and m their mean (Quenouille 1956, Biometrika 43; Tukey)::
 
-    The interval always holds the value, and it has no width when the draws have none.
+        bias  = (n - 1) (m - value)
+        error = sqrt((n - 1) / n sum_i (theta(i) - m)^2)
+
+    The draws are centred on value - bias, and when they spread less than the error they are stretched to it. For
+    macro F1 of 77 classes on 200 rows, about three a class, the score is 4.7 points too low; the bootstrap sees 2 of
+    them, the jackknife 3.8. With enough rows neither changes anything. No draw leaves the range of the given ones, or
+    0 to 1 where that is wider.
 
     Args:
         value: The score on the rows themselves.
         scores: The score of each draw, (draws,).
-        level: Coverage aimed at.
+        without: The score without each part, (parts,).
+        times: For how many like parts each of those stands, (parts,).
 
-    >>> found = bias_corrected(0.5, np.linspace(0, 1, 1001), 0.9)
+    >>> corrected(0.5, np.array([0.4, 0.5, 0.6]), np.array([0.4, 0.5]), np.array([1, 1]))
+    array([0.45, 0.55, 0.65])
+    """
+    bias = (times.sum() - 1) * (np.average(without, weights=times) - value)
+    moved: NDArray[np.float64] = value - bias + (scores - scores.mean()) * stretch(scores, without, times)
+    return moved.clip(min(0.0, scores.min()), max(1.0, scores.max()))
+
+
+def stretch(scores: Scores, without: Scores, times: NDArray[np.int64]) -> float:
+    """How many times the draws' spread the jackknife's error is, at least 1; arguments as for `corrected`."""
+    n, spread = times.sum(), scores.std()
+    error = np.sqrt((n - 1) / n * (times * (without - np.average(without, weights=times)) ** 2).sum())
+    return max(1.0, float(error / spread)) if spread > TIE else 1.0
+
+
+def percentiles(value: float, scores: Scores, level: float) -> Interval:
+    """Interval that leaves out equally many scores at both ends; it always holds the value.
+
+    >>> found = percentiles(0.5, np.linspace(0, 1, 1001), 0.9)
     >>> round(found.low, 6), round(found.high, 6)
     (0.05, 0.95)
     """
-    draws = len(scores)
-    ties = np.abs(scores - value) <= TIE
-    share = np.mean((scores < value) & ~ties) + np.mean(ties) / 2
-    # All draws on one side say no more than "fewer than one in draws + 1".
-    z0 = stats.norm.ppf(np.clip(share, 1 / (draws + 1), draws / (draws + 1)))
-    ends = stats.norm.cdf(2 * z0 + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2]))
-    low, high = (float(end) for end in np.quantile(scores, ends))
+    low, high = (float(end) for end in np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]))
     return Interval(value, min(low, value), max(high, value), level)
 
 

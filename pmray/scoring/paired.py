@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pmray.scoring.intervals import CELLS, TIE, bias_corrected, scores_on_draws, seed_shares, shared_lines
+from pmray.scoring.intervals import CELLS, TIE, corrected, percentiles, resampled, seed_shares, shared_lines, stretch
 from pmray.scoring.metrics import Metric, Outcomes
 
 K = TypeVar("K")
@@ -76,18 +76,21 @@ def paired_bootstrap(
         b_by_seed: The same for the second model; the same rows in the same order.
         draws: Resamples.
         seed: Of the resamples.
-        level: Coverage of the interval, which is bias-corrected as in `bootstrap`.
+        level: Coverage of the interval, which is corrected as in `bootstrap`.
         clusters: Group of each row, (rows,); whole groups are drawn.
     """
     row_rng, seed_rng = np.random.default_rng(seed).spawn(2)
-    estimates, scores = scores_on_draws(metric, [*a_by_seed, *b_by_seed], draws, row_rng, clusters)
+    found = resampled(metric, [*a_by_seed, *b_by_seed], draws, row_rng, clusters)
     seeds_a, seeds_b = len(a_by_seed), len(b_by_seed)
     shares_a = seed_shares(seeds_a, draws, seed_rng)
     shares_b = shares_a if seeds_a == seeds_b else seed_shares(seeds_b, draws, seed_rng)
-    difference = float(estimates[:seeds_a].mean() - estimates[seeds_a:].mean())
-    differences = (scores[:, :seeds_a] * shares_a).sum(axis=1) - (scores[:, seeds_a:] * shares_b).sum(axis=1)
-    smaller = min((differences <= TIE).sum(), (differences >= -TIE).sum())
-    interval = bias_corrected(difference, differences, level)
+    difference = float(found.scores[:seeds_a].mean() - found.scores[seeds_a:].mean())
+    drawn = (found.drawn[:, :seeds_a] * shares_a).sum(axis=1) - (found.drawn[:, seeds_a:] * shares_b).sum(axis=1)
+    without = found.without[:, :seeds_a].mean(axis=1) - found.without[:, seeds_a:].mean(axis=1)
+    # Not moved, unlike the interval's: draws that say "no difference" must stay a tie.
+    spread = difference + (drawn - difference) * stretch(drawn, without, found.times)
+    smaller = min((spread <= TIE).sum(), (spread >= -TIE).sum())
+    interval = percentiles(difference, corrected(difference, drawn, without, found.times), level)
     p_value = min(1.0, 2 * float(1 + smaller) / (1 + draws))
     return Paired(difference, interval.low, interval.high, p_value, test="paired bootstrap")
 

@@ -139,7 +139,7 @@ def decide(
         task: Gives metrics.
         metric: Name of the one that decides.
         rules: Significance level, limits and what counts as cheap.
-        clusters: Group of each row, (rows,), when rows of one group are alike; see `scores_on_draws`.
+        clusters: Group of each row, (rows,), when rows of one group are alike; see `resampled`.
 
     Raises:
         NoVerdict: No model, or none within the limits.

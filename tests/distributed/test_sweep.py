@@ -160,6 +160,31 @@ def test_what_tune_ships_for_a_trial_is_small():
     assert len(cloudpickle.dumps(_trial)) < 100_000
 
 
+def test_a_trial_whose_worker_died_before_it_began_is_handed_out_once_more():
+    from types import SimpleNamespace
+
+    from ray.tune.search import Searcher
+
+    from pmray.distributed.tune import _News, _Proposals
+
+    search = SimpleNamespace(
+        ask=iter([SimpleNamespace(number=0), None]).__next__, told=[], tell=lambda *told: search.told.append(told)
+    )
+    proposals = _Proposals(search, lambda proposal: SimpleNamespace(key="a work"), trials=1, deadline=None)
+    ended = []
+    news = _News(proposals, lambda work: None, lambda work, rung: None, lambda *end: ended.append(end))
+    work = proposals.suggest("first")["work"]
+    assert proposals.suggest("too early") is None
+    news.on_trial_error(0, [], SimpleNamespace(trial_id="first"))
+    assert not ended
+    assert proposals.suggest("second")["work"] is work
+    # It never starts: so be it.
+    news.on_trial_error(0, [], SimpleNamespace(trial_id="second"))
+    assert [(facts.status, may_pass) for _, facts, may_pass in ended] == [("failed", True)]
+    assert proposals.suggest("third") == Searcher.FINISHED
+    assert search.told == [(0, None)]
+
+
 def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_up(swept):
     result, spec = swept
     before = {one.key for one in read_ledger(result.folder / "ledger.jsonl")}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pmray.errors import NoVerdict
 from pmray.scoring.metrics import Metric, Outcomes, Scores, distinct
@@ -66,7 +67,7 @@ def bootstrap(
     >>> from pmray.scoring.metrics import accuracy
     >>> found = bootstrap(accuracy, np.array([[0, 0]] * 80 + [[0, 1]] * 20))
     >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
-    (0.8, 0.72, 0.88)
+    (0.8, 0.72, 0.87)
     """
     return bootstrap_seeds(metric, [outcomes], draws=draws, seed=seed, level=level, clusters=clusters)
 
@@ -97,7 +98,7 @@ def bootstrap_seeds(
     found = resampled(metric, outcomes_by_seed, draws, row_rng, clusters)
     shares = seed_shares(len(outcomes_by_seed), draws, seed_rng)
     value, scores, without = found.scores.mean(), (found.drawn * shares).sum(axis=1), found.without.mean(axis=1)
-    return percentiles(float(value), corrected(float(value), scores, without, found.times), level)
+    return corrected(float(value), scores, without, found.times, level)
 
 
 def selection_corrected(
@@ -226,31 +227,44 @@ def seed_shares(seeds: int, draws: int, rng: np.random.Generator) -> NDArray[np.
     return rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
 
 
-def corrected(value: float, scores: Scores, without: Scores, times: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Move and stretch bootstrap scores by what the jackknife knows better, shape (draws,).
+def corrected(value: float, scores: Scores, without: Scores, times: NDArray[np.int64], level: float) -> Interval:
+    """Take an interval from bootstrap scores, corrected by what the jackknife knows better.
 
-    With n parts, theta(i) the score without part i and m their mean (Quenouille 1956, Biometrika 43; Tukey)::
+    With n parts, theta(i) the score without part i, m the mean of those and d(i) = m - theta(i)::
 
-        bias  = (n - 1) (m - value)
-        error = sqrt((n - 1) / n sum_i (theta(i) - m)^2)
+        bias         = (n - 1) (m - value)                            Quenouille 1956, Biometrika 43
+        error        = sqrt((n - 1) / n sum d^2)                      Tukey 1958
+        acceleration = sum d^3 / (6 (sum d^2)^1.5)                    Efron 1987, JASA 82
 
     The draws are centred on value - bias, and when they spread less than the error they are stretched to it. For
     macro F1 of 77 classes on 200 rows, about three a class, the score is 4.7 points too low; the bootstrap sees 2 of
-    them, the jackknife 3.8. With enough rows neither changes anything. No draw leaves the range of the given ones, or
-    0 to 1 where that is wider.
+    them, the jackknife 3.8. With enough rows neither changes anything. The ends are percentiles, set apart for skew as
+    in the BCa interval; as the centre is already put right, z0 is that of a mean, which equals the acceleration.
+
+    The interval always holds the value, has no width when the draws have none, and leaves neither the range of the
+    draws nor, where that is wider, 0 to 1.
 
     Args:
         value: The score on the rows themselves.
         scores: The score of each draw, (draws,).
         without: The score without each part, (parts,).
         times: For how many like parts each of those stands, (parts,).
+        level: Coverage aimed at.
 
-    >>> corrected(0.5, np.array([0.4, 0.5, 0.6]), np.array([0.4, 0.5]), np.array([1, 1]))
-    array([0.45, 0.55, 0.65])
+    >>> alike = np.array([0.4, 0.6])
+    >>> found = corrected(0.5, np.linspace(0, 1, 1001), alike, np.array([1, 1]), 0.9)
+    >>> round(found.low, 6), round(found.high, 6)
+    (0.05, 0.95)
     """
+    apart = np.average(without, weights=times) - without
+    squares = (times * apart**2).sum()
+    acceleration = (times * apart**3).sum() / (6 * squares**1.5) if squares > TIE**2 else 0.0
+    z = acceleration + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    ends = np.quantile(scores, stats.norm.cdf(acceleration + z / (1 - acceleration * z)))
     bias = (times.sum() - 1) * (np.average(without, weights=times) - value)
-    moved: NDArray[np.float64] = value - bias + (scores - scores.mean()) * stretch(scores, without, times)
-    return moved.clip(min(0.0, scores.min()), max(1.0, scores.max()))
+    moved = value - bias + (ends - scores.mean()) * stretch(scores, without, times)
+    low, high = (float(end) for end in moved.clip(min(0.0, scores.min()), max(1.0, scores.max())))
+    return Interval(value, min(low, value), max(high, value), level)
 
 
 def stretch(scores: Scores, without: Scores, times: NDArray[np.int64]) -> float:
@@ -258,17 +272,6 @@ def stretch(scores: Scores, without: Scores, times: NDArray[np.int64]) -> float:
     n, spread = times.sum(), scores.std()
     error = np.sqrt((n - 1) / n * (times * (without - np.average(without, weights=times)) ** 2).sum())
     return max(1.0, float(error / spread)) if spread > TIE else 1.0
-
-
-def percentiles(value: float, scores: Scores, level: float) -> Interval:
-    """Interval that leaves out equally many scores at both ends; it always holds the value.
-
-    >>> found = percentiles(0.5, np.linspace(0, 1, 1001), 0.9)
-    >>> round(found.low, 6), round(found.high, 6)
-    (0.05, 0.95)
-    """
-    low, high = (float(end) for end in np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]))
-    return Interval(value, min(low, value), max(high, value), level)
 
 
 def shared_lines(

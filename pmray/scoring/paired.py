@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pmray.scoring.intervals import CELLS, TIE, corrected, percentiles, resampled, seed_shares, shared_lines, stretch
+from pmray.scoring.intervals import CELLS, TIE, corrected, resampled, seed_shares, shared_lines, stretch
 from pmray.scoring.metrics import Metric, Outcomes
 
 K = TypeVar("K")
@@ -90,7 +90,7 @@ def paired_bootstrap(
     # Not moved, unlike the interval's: draws that say "no difference" must stay a tie.
     spread = difference + (drawn - difference) * stretch(drawn, without, found.times)
     smaller = min((spread <= TIE).sum(), (spread >= -TIE).sum())
-    interval = percentiles(difference, corrected(difference, drawn, without, found.times), level)
+    interval = corrected(difference, drawn, without, found.times, level)
     p_value = min(1.0, 2 * float(1 + smaller) / (1 + draws))
     return Paired(difference, interval.low, interval.high, p_value, test="paired bootstrap")
 

@@ -17,6 +17,7 @@ from pmray.scoring.intervals import (
     corrected,
     resampled,
     selection_corrected,
+    stretch,
 )
 from pmray.scoring.metrics import MULTI_LABEL, SINGLE_LABEL, accuracy, f1, multi_label_metric, single_label_metric
 
@@ -106,9 +107,19 @@ def test_a_mean_of_rows_has_no_bias_and_its_own_error():
     scores = np.random.default_rng(0).normal(0.5, 0.01, size=2_000)
     rows = np.random.default_rng(1).random(30)
     without = (rows.sum() - rows) / 29
-    found = corrected(rows.mean(), scores, without, np.ones(30, int))
-    assert found.mean() == pytest.approx(rows.mean())
-    assert found.std() == pytest.approx(rows.std(ddof=1) / math.sqrt(30))
+    found = corrected(rows.mean(), scores, without, np.ones(30, int), 0.95)
+    error = rows.std(ddof=1) / math.sqrt(30)
+    assert (found.low, found.high) == pytest.approx(
+        (rows.mean() - 1.96 * error, rows.mean() + 1.96 * error), abs=0.3 * error
+    )
+
+
+def test_skewed_rows_move_both_ends_to_their_long_side():
+    # As for BCa: one long tail to the right moves the ends to the right.
+    rows = np.r_[np.zeros(95), np.ones(5)]
+    scores = np.random.default_rng(0).normal(0.05, 0.022, size=20_000)
+    found = corrected(0.05, scores, (rows.sum() - rows) / 99, np.ones(100, int), 0.95)
+    assert found.high - 0.05 > 0.05 - found.low > 0
 
 
 def test_parts_put_together_say_the_same(monkeypatch):
@@ -120,7 +131,7 @@ def test_parts_put_together_say_the_same(monkeypatch):
     together = resampled(f1, [lines], 10, np.random.default_rng(0))
     assert together.without.shape == (50, 1) and together.times.sum() == 50
     scores = rng.normal(0.1, 1e-3, size=500)
-    spreads = [corrected(f.scores[0], scores, f.without[:, 0], f.times).std() for f in (one_by_one, together)]
+    spreads = [stretch(scores, f.without[:, 0], f.times) for f in (one_by_one, together)]
     assert spreads[0] == pytest.approx(spreads[1], rel=0.3)
 
 

@@ -55,7 +55,9 @@ def annotate(tables: Mapping[str, pa.Table], *, drop: bool) -> tuple[dict[str, p
         Split -> rows with lists of words and of BIO tags, and what was found.
     """
     read = {split: [_read(*row) for row in _rows(table)] for split, table in tables.items()}
-    scheme = _scheme({tag for rows in read.values() for row in rows if isinstance(row, tuple) for tag in row[1] or ()})
+    scheme = scheme_of(
+        {tag for rows in read.values() for row in rows if isinstance(row, tuple) for tag in row[1] or ()}
+    )
     made, findings = {}, []
     for split, rows in read.items():
         words: list[list[str] | None] = []
@@ -114,22 +116,31 @@ def as_bio(tags: Sequence[str], scheme: str) -> tuple[list[str], bool]:
             unified.append(tag)
             going_on = None
             continue
-        if scheme == "IO":
-            unified.append(f"{'I' if tag == going_on else 'B'}-{tag}")
-            going_on = tag
-            continue
-        prefix, dash, kind = tag.partition("-")
-        if not dash or not kind or prefix not in PREFIXES[scheme]:
+        parsed = prefix_and_type(tag, scheme)
+        if parsed is None:
             raise DataError(f"tag {place} is {tag!r}, expected {OUTSIDE} or one of {scheme}, such as B-PER")
+        prefix, kind = parsed
         begins = prefix in "BSU" or kind != going_on
-        repaired |= begins and prefix not in "BSU"
+        repaired |= begins and prefix not in "BSU" and scheme != "IO"
         unified.append(f"{'B' if begins else 'I'}-{kind}")
         going_on = None if prefix in "ELSU" else kind
     return unified, repaired
 
 
-def _scheme(tags: set[str]) -> str:
-    """The scheme that these tags are written in."""
+def prefix_and_type(tag: str, scheme: str) -> tuple[str, str] | None:
+    """Take a tag other than O apart; in IO everything goes on. None for one that does not belong to the scheme.
+
+    >>> prefix_and_type("S-PER", "BIOES"), prefix_and_type("PER", "IO"), prefix_and_type("PER", "BIO")
+    (('S', 'PER'), ('I', 'PER'), None)
+    """
+    if scheme == "IO":
+        return "I", tag
+    prefix, dash, kind = tag.partition("-")
+    return (prefix, kind) if dash and kind and prefix in tuple(PREFIXES[scheme]) else None
+
+
+def scheme_of(tags: set[str]) -> str:
+    """The scheme that these tags are written in: IO, BIO, BIOES or BILOU."""
     inside = {tag for tag in tags if tag != OUTSIDE}
     dashed = {tag for tag in inside if tag[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") and tag[2:]}
     if not dashed:

@@ -354,7 +354,7 @@ def _words(
     if metric.endswith("_macro") and rows < FEW_ROWS_A_CLASS * classes:
         words.append(
             f"{rows} rows of {classes} classes are few: {metric} itself is then biased, and its 95% interval holds the "
-            "true score less often than it says (80% of the time with three rows a class); give more test rows."
+            "true score less often than it says (91 to 93% of the time with three rows a class); give more test rows."
         )
     return words
 

@@ -73,6 +73,8 @@ def test_the_pure_rooms_import_without_ray():
         "preparation",
         "checking",
         "predictors",
+        "prediction_files",
+        "foreign_models",
         "evaluation",
         "comparison",
         "registry",

@@ -150,15 +150,15 @@ def evaluate(
     outcomes = task.paired_outcome(predicted.said, targets)
     right, metric = task.right(outcomes), task.metric(predicted.metric)
     wanted = [by] if isinstance(by, str) else by
-    sliced = {
-        name: slices_by(name, _sliced_column(rows, name), right, outcomes, metric, min_rows=min_slice_rows, draws=draws)
-        for name in wanted
+    options: dict[str, Any] = {
+        "clusters": group_numbers(rows.table),
+        "min_rows": min_slice_rows,
+        "draws": draws,
     }
+    sliced = {name: slices_by(name, _sliced_column(rows, name), right, outcomes, metric, **options) for name in wanted}
     searched = None
     if slices == "auto":
-        searched = worst_slices(
-            _other_columns(rows), _texts(rows), right, outcomes, metric, min_rows=min_slice_rows, draws=draws
-        )
+        searched = worst_slices(_other_columns(rows), _texts(rows), right, outcomes, metric, **options)
     return _evaluation(
         predicted,
         targets,

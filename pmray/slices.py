@@ -6,6 +6,11 @@ SliceFinder does (Chung et al. 2019, "Slice Finder: automated data slicing for m
 one condition. What differs is the care for having looked at many: each slice's share of errors is tested against the
 rows outside it by an exact test, the p-values are adjusted (Benjamini & Hochberg 1995), and the intervals of those
 that are shown are widened for having been picked (Benjamini & Yekutieli 2005, JASA 100: level 1 - alpha shown/tested).
+
+Rows that come in groups are not independent: then intervals draw whole groups, and the shares of errors are compared
+with the standard error that sums over groups (Liang & Zeger 1986, Biometrika 73; Cameron & Miller 2015, J. Human
+Resources 50), by a t-test with one degree of freedom less than there are groups in the slice, or outside where they are
+fewer. A slice inside one group tells of that group alone: its interval draws rows, its p-value is 1.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -86,13 +93,15 @@ def slices_by(
     outcomes: Outcomes,
     metric: Metric,
     *,
+    clusters: NDArray[np.int64] | None = None,
     min_rows: int = MIN_ROWS,
     draws: int = 1_000,
     level: float = 0.95,
 ) -> list[Slice]:
     """Score every value of a column; numbers of many values in quarters, rare values together as one slice.
 
-    The p-values are those of Fisher's exact test of "in the slice" against "wrong", two-sided, with Holm's correction.
+    The p-values are those of Fisher's exact test of "in the slice" against "wrong" (of the t-test where there are
+    groups), two-sided, with Holm's correction.
 
     Args:
         name: The column's name.
@@ -100,6 +109,7 @@ def slices_by(
         right: Whether each row's prediction is right, (rows,).
         outcomes: (rows, k).
         metric: The score.
+        clusters: Group of each row, (rows,).
         min_rows: A smaller slice is put together with other small ones.
         draws: Bootstrap draws.
         level: Coverage of the intervals.
@@ -125,9 +135,12 @@ def slices_by(
         told = small[0].value if len(small) == 1 else f"({len(small)} values of fewer than {min_rows} rows)"
         parts.append(Part(name, told, rest))
     wrong = ~right
-    p_values = {place: _fisher(wrong, part.rows) for place, part in enumerate(parts)}
-    adjusted = holm(p_values)
-    return [_scored(part, wrong, outcomes, metric, adjusted[place], level, draws) for place, part in enumerate(parts)]
+    test = _fisher if clusters is None else partial(_clustered, clusters=clusters, alternative="two-sided")
+    adjusted = holm({place: test(wrong, part.rows) for place, part in enumerate(parts)})
+    return [
+        _scored(part, wrong, outcomes, metric, clusters, adjusted[place], level, draws)
+        for place, part in enumerate(parts)
+    ]
 
 
 def worst_slices(
@@ -137,6 +150,7 @@ def worst_slices(
     outcomes: Outcomes,
     metric: Metric,
     *,
+    clusters: NDArray[np.int64] | None = None,
     min_rows: int = MIN_ROWS,
     alpha: float = 0.05,
     shown: int = SHOWN,
@@ -145,7 +159,7 @@ def worst_slices(
     """Find the slices with the most errors, looking at values of columns, lengths and words.
 
     A slice's p-value is the chance to have so many errors in so many rows drawn from all (hypergeometric, one-sided:
-    Fisher's exact test).
+    Fisher's exact test); where there are groups, that of a one-sided t-test.
 
     Args:
         columns: Name -> values, (rows,); those of too many values, and lists, are left out.
@@ -153,6 +167,7 @@ def worst_slices(
         right: Whether each row's prediction is right, (rows,).
         outcomes: (rows, k).
         metric: The score.
+        clusters: Group of each row, (rows,).
         min_rows: Smaller slices, and those that leave fewer rows outside, are not looked at.
         alpha: False discovery rate.
         shown: At most so many slices are returned.
@@ -171,9 +186,12 @@ def worst_slices(
     found = [part for part in _all_parts(columns, texts, min_rows) if min_rows <= len(part.rows) <= total - min_rows]
     if not found:
         return WorstSlices(0, alpha, 0, ())
-    sizes = np.array([len(part.rows) for part in found])
-    errors = np.array([wrong[part.rows].sum() for part in found])
-    p_values = stats.hypergeom.sf(errors - 1, total, int(wrong.sum()), sizes)
+    if clusters is None:
+        sizes = np.array([len(part.rows) for part in found])
+        errors = np.array([wrong[part.rows].sum() for part in found])
+        p_values = stats.hypergeom.sf(errors - 1, total, int(wrong.sum()), sizes)
+    else:
+        p_values = np.array([_clustered(wrong, part.rows, clusters, alternative="greater") for part in found])
     adjusted = benjamini_hochberg(p_values)
     kept = _distinct_worst(found, p_values, total, shown)
     # Shown because they looked bad: at the plain level their intervals would miss too often.
@@ -183,7 +201,8 @@ def worst_slices(
         alpha=alpha,
         significant=int((adjusted < alpha).sum()),
         slices=tuple(
-            _scored(found[place], wrong, outcomes, metric, float(adjusted[place]), level, draws) for place in kept
+            _scored(found[place], wrong, outcomes, metric, clusters, float(adjusted[place]), level, draws)
+            for place in kept
         ),
     )
 
@@ -292,19 +311,66 @@ def _distinct_worst(found: Sequence[Part], p_values: NDArray[np.float64], total:
 
 
 def _scored(
-    part: Part, wrong: NDArray[np.bool_], outcomes: Outcomes, metric: Metric, p_value: float, level: float, draws: int
+    part: Part,
+    wrong: NDArray[np.bool_],
+    outcomes: Outcomes,
+    metric: Metric,
+    clusters: NDArray[np.int64] | None,
+    p_value: float,
+    level: float,
+    draws: int,
 ) -> Slice:
-    inside, elsewhere = int(wrong[part.rows].sum()), len(wrong) - len(part.rows)
-    share = stats.binomtest(inside, len(part.rows)).proportion_ci(level, method="exact")
+    rows = part.rows
+    # Of a slice inside one group only its rows can be drawn; it then tells of that group alone.
+    mine = None if clusters is None or len(np.unique(clusters[rows])) == 1 else clusters[rows]
+    inside, elsewhere = int(wrong[rows].sum()), len(wrong) - len(rows)
+    if mine is None:
+        share = stats.binomtest(inside, len(rows)).proportion_ci(level, method="exact")
+        errors = Interval(inside / len(rows), float(share.low), float(share.high), level)
+    else:
+        errors = bootstrap(_share, wrong[rows, None].astype(np.int64), draws=draws, level=level, clusters=mine)
     return Slice(
         column=part.column,
         value=part.value,
-        rows=len(part.rows),
-        score=bootstrap(metric, outcomes[part.rows], draws=draws, level=level),
-        errors=Interval(inside / len(part.rows), float(share.low), float(share.high), level),
+        rows=len(rows),
+        score=bootstrap(metric, outcomes[rows], draws=draws, level=level, clusters=mine),
+        errors=errors,
         errors_elsewhere=(int(wrong.sum()) - inside) / elsewhere if elsewhere else 0.0,
         p_value=p_value,
     )
+
+
+def _share(outcomes: Outcomes, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of ones, (draws,)."""
+    shares: NDArray[np.float64] = weights @ outcomes[:, 0] / weights.sum(axis=1)
+    return shares
+
+
+def _clustered(
+    wrong: NDArray[np.bool_],
+    rows: NDArray[np.int64],
+    clusters: NDArray[np.int64],
+    *,
+    alternative: Literal["two-sided", "greater"],
+) -> float:
+    """P-value of the share of errors being the same inside and outside, with a standard error that sums over groups.
+
+    Shares have half an error and half a success added, so that the standard error is never 0.
+    """
+    inside = np.zeros(len(wrong), bool)
+    inside[rows] = True
+    groups = int(clusters.max()) + 1
+    difference, sums, fewest = 0.0, np.zeros(groups), groups
+    for side, sign in ((inside, 1), (~inside, -1)):
+        share = (wrong[side].sum() + 0.5) / (side.sum() + 1)
+        difference += sign * share
+        sums += sign * np.bincount(clusters[side], wrong[side] - share, groups) / max(1, side.sum())
+        fewest = min(fewest, len(np.unique(clusters[side])))
+    if fewest < 2:
+        return 1.0
+    error = np.sqrt(groups / (groups - 1) * (sums**2).sum())
+    one_sided = stats.t.sf(difference / error if alternative == "greater" else abs(difference) / error, fewest - 1)
+    return float(one_sided if alternative == "greater" else 2 * one_sided)
 
 
 def _fisher(wrong: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:

@@ -105,12 +105,14 @@ def load_data(data: Data, roles: Mapping[str, bool]) -> Dataset:
 def data_key(data: Data, roles: Mapping[str, bool]) -> str:
     """Name data by all that decides what is loaded: file names and bytes, settings, roles, loader version.
 
-    Folders are no part of it: the same files elsewhere have the same key. A hub data set counts by its fingerprint.
+    Folders are no part of it: the same files elsewhere have the same key. Images that a table names count by their
+    bytes, a hub data set by its fingerprint.
 
     Raises:
         DataError: A source cannot be reached.
     """
-    content = _each_source(data, content_key)
+    images = data.columns.get("image", "image") if "image" in roles else None
+    content = _each_source(data, partial(content_key, images=images))
     settings = data.model_dump(mode="json", exclude=set(content))
     return digest(json.dumps([LOADER_VERSION, content, settings, dict(roles)], sort_keys=True))
 

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import infer_compression
 
 from pmray.data.check import Finding
-from pmray.data.columns import each_element
+from pmray.data.columns import each_element, role_columns
 from pmray.data.formats import FORMATS, KNOWN_KINDS, File, Part, plain_table, reaching, read_file
 from pmray.data.images import SUFFIXES as IMAGE_SUFFIXES
+from pmray.data.images import content_keys
 from pmray.errors import DataError, first_problems, nearest
 from pmray.spec import HubDataset, HubSource, Source
 
@@ -63,16 +65,41 @@ def read_source(source: Source, split: str, *, drop: bool) -> list[Part]:
     return parts
 
 
-def content_key(source: Source, split: str) -> list[list[str]]:
-    """Return name and SHA-256 of every file, address and fingerprint of every hub data set."""
+def content_key(source: Source, split: str, images: str | None = None) -> list[list[str]]:
+    """Return name and SHA-256 of every file, address and fingerprint of every hub data set.
+
+    Args:
+        source: As in a spec.
+        split: Which part of the spec it is.
+        images: Column of the files that may name images by their paths, which then count by their bytes too.
+    """
     keys = []
     for origin in _origins(source, split):
         if isinstance(origin, HubDataset):
             keys.append([origin.model_dump_json(), _hub_dataset(origin)._fingerprint])
-        else:
-            with reaching(origin.name), origin.system.open(origin.path, "rb") as stream:
-                keys.append([origin.name, file_digest(stream, "sha256").hexdigest()])
+            continue
+        with reaching(origin.name), origin.system.open(origin.path, "rb") as stream:
+            keys.append([origin.name, file_digest(stream, "sha256").hexdigest()])
+        if images is not None and origin.suffix in FORMATS:
+            keys[-1] += _keys_of_named_images(origin, images)
     return keys
+
+
+def _keys_of_named_images(file: File, column: str) -> list[str]:
+    """SHA-256 of each image that a table names by its path; none where the table holds the images themselves."""
+    if FORMATS[file.suffix] == "parquet" and infer_compression(file.path) is None:
+        import pyarrow.parquet as pq
+
+        # Only the footer is read: such a file may hold gigabytes of images.
+        with reaching(file.path), file.system.open(file.path, "rb") as stream:
+            kinds = {field.name: field.type for field in pq.read_schema(stream)}
+        if column not in kinds or pa.types.is_binary(kinds[column]) or pa.types.is_large_binary(kinds[column]):
+            return []
+    part = read_file(file)
+    if column not in part.table.column_names:
+        return []
+    named = role_columns([part], {"image": True}, {"image": column})["image"]
+    return [key or "" for key in content_keys(named).to_pylist()] if pa.types.is_string(named.type) else []
 
 
 SPLIT_NAMES = {

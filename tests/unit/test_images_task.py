@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ import pmray
 from pmray import load_data
 from pmray.data.encode import encode_table
 from pmray.data.images import decode, from_base64, problem_of, thumbnails, to_base64
+from pmray.data.load import data_key
 from pmray.errors import DataError
 from pmray.spec import Data, Recipe
 from pmray.tasks.images import ImageClassification
@@ -103,6 +106,21 @@ def test_folders_of_class_folders(tmp_path):
     (tmp_path / "test" / "red" / "copy.png").write_bytes(next((tmp_path / "train" / "red").glob("*.png")).read_bytes())
     again = load_data(Data(train=str(tmp_path / "train"), test=str(tmp_path / "test")), TASK.columns)
     assert any("test" in finding.check and "train" in finding.check for finding in again.findings)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_image_that_changes_under_the_same_name_is_other_data(tmp_path, suffix):
+    (tmp_path / "pictures").mkdir()
+    for name, color in (("a", "red"), ("b", "blue")):
+        (tmp_path / f"pictures/{name}.png").write_bytes(tiny_image(color))
+    columns = {"image": ["pictures/a.png", "pictures/b.png"], "label": ["red", "blue"]}
+    rows = tmp_path / f"rows.{suffix}"
+    pa.csv.write_csv(pa.table(columns), rows) if suffix == "csv" else pq.write_table(pa.table(columns), rows)
+    data = Data(train=str(rows))
+    key = data_key(data, ImageClassification.columns)
+    assert data_key(data, ImageClassification.columns) == key
+    (tmp_path / "pictures/a.png").write_bytes(tiny_image("green"))
+    assert data_key(data, ImageClassification.columns) != key
 
 
 def test_paths_in_a_table_begin_at_the_table(tmp_path):

@@ -65,6 +65,46 @@ def test_p_values_are_fishers_and_intervals_hold_the_share():
     assert worst.errors.level == pytest.approx(0.95)
 
 
+def test_slices_of_grouped_rows_are_seldom_accused_for_what_their_groups_do():
+    """60 groups of ten alike rows, half of them in each slice: rows as if independent would accuse far too often."""
+    accused = {"rows": 0, "groups": 0}
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        clusters = np.repeat(np.arange(60), 10)
+        half = column(np.repeat(draw.permutation(60) < 30, 10).astype(str))
+        wrong = np.flatnonzero(draw.random(600) < np.repeat(draw.choice([0.02, 0.9], 60), 10))
+        right, outcomes = rows(600, wrong)
+        for name, known in (("rows", None), ("groups", clusters)):
+            found = slices_by("half", half, right, outcomes, accuracy, clusters=known, draws=10)
+            accused[name] += found[0].p_value < 0.05
+    # 5 % are expected of 60; 9 or more have a chance of 1 %.
+    assert accused["groups"] <= 8 < 20 < accused["rows"]
+
+
+def test_errors_of_a_slice_of_many_groups_are_found_and_those_of_one_group_are_not():
+    draw = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(60), 10)
+    bad, one = clusters < 30, clusters == 40
+    wrong = np.flatnonzero((draw.random(600) < 0.05 + 0.4 * bad) | one)
+    columns = {"bad": column(bad.astype(str)), "one": column(one.astype(str))}
+    found = search(columns, [], wrong, clusters=clusters, min_rows=10)
+    assert (found.slices[0].column, found.slices[0].value, found.significant) == ("bad", "True", 1)
+    single = next(part for part in found.slices if (part.column, part.value) == ("one", "True"))
+    assert single.p_value == 1 and single.errors.value == 1
+
+
+def test_intervals_of_grouped_rows_are_wider():
+    draw = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(60), 10)
+    right, outcomes = rows(600, np.flatnonzero(np.repeat(draw.random(60) < 0.3, 10)))
+    kind = column((clusters % 2).astype(str))
+    alone, grouped = (
+        slices_by("kind", kind, right, outcomes, accuracy, clusters=known, draws=500)[0] for known in (None, clusters)
+    )
+    assert grouped.errors.high - grouped.errors.low > 2 * (alone.errors.high - alone.errors.low)
+    assert grouped.score.high - grouped.score.low > 2 * (alone.score.high - alone.score.low)
+
+
 def test_values_of_a_column_hold_every_row_once():
     values = ["big"] * 80 + ["mid"] * 40 + [None] * 25 + ["x"] * 3 + ["y"] * 2
     right, outcomes = rows(150, np.arange(0, 150, 7))

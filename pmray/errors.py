@@ -64,28 +64,33 @@ class TrialError(PmrayError):
 
 
 class OutOfMemory(TrialError):
-    """The model does not fit with the batch that was asked for."""
+    """Not even one row fits (``rows`` is 1), or a forward pass of several rows does not."""
 
-    def __init__(self, model: str, rows: int, tokens: int, device: str) -> None:
-        self.model, self.rows, self.tokens, self.device = model, rows, tokens, device
+    def __init__(self, model: str, rows: int, tokens: int, device: str, told: str = "") -> None:
+        self.model, self.rows, self.tokens, self.device, self.told = model, rows, tokens, device, told
         super().__init__(
-            f"{model} ran out of memory on {device} with a micro-batch of {rows} rows x {tokens} tokens; "
-            "lower `recipe.max_batch_tokens` or `recipe.max_length`, or use a smaller candidate."
+            f"{model} ran out of memory on {device} with a micro-batch of {rows} rows x {tokens} tokens"
+            + (f" ({told})" if told else "")
+            + "; lower `recipe.max_length`, use a smaller candidate or `recipe.lora_rank`, or shard it over several "
+            "workers (`resources: {workers: N, shard: true}`)."
         )
 
-    def __reduce__(self) -> tuple[type, tuple[str, int, int, str]]:
-        return type(self), (self.model, self.rows, self.tokens, self.device)
+    def __reduce__(self) -> tuple[type, tuple[str, int, int, str, str]]:
+        return type(self), (self.model, self.rows, self.tokens, self.device, self.told)
 
 
 class Diverged(TrialError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or ran away."""
 
-    def __init__(self, step: int, loss: float, lr: float) -> None:
-        self.step, self.loss, self.lr = step, loss, lr
-        super().__init__(f"loss is {loss} at step {step} with lr {lr:g}; use a lower lr or more warm-up.")
+    def __init__(self, step: int, value: float, lr: float, what: str = "loss", risen: bool = False) -> None:
+        self.step, self.value, self.lr, self.what, self.risen = step, value, lr, what, risen
+        super().__init__(
+            f"{what} {'rose to' if risen else 'is'} {value:g} at step {step} with lr {lr:g}; use a lower lr or more "
+            "warm-up."
+        )
 
-    def __reduce__(self) -> tuple[type, tuple[int, float, float]]:
-        return type(self), (self.step, self.loss, self.lr)
+    def __reduce__(self) -> tuple[type, tuple[int, float, float, str, bool]]:
+        return type(self), (self.step, self.value, self.lr, self.what, self.risen)
 
 
 class LedgerError(PmrayError):

@@ -18,7 +18,7 @@ from pmray.run import Run, environment
 from pmray.selection.ledger import Outcome
 from pmray.selection.verdict import Verdict
 from pmray.spec import Recipe
-from pmray.training.loop import predict
+from pmray.training.prediction import predict
 from pmray.training.trial import FACTS, checkpoint_folder, open_task, recipe_length, score_column
 
 

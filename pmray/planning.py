@@ -16,7 +16,7 @@ from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.preparation import Prepared
 from pmray.report.console import people
 from pmray.spec import Log, Range, Spec, Uniform
-from pmray.training.loop import bf16_is_fast
+from pmray.training.hardware import fastest_precision
 from pmray.training.model import Pretrained
 from pmray.training.trial import recipe_length
 
@@ -159,7 +159,7 @@ def _mean_tokens(prepared: Prepared, one: Pretrained) -> float:
 def _products_per_second() -> float:
     """Operations per second of matrix products of a small encoder's shape, on one core (or the GPU)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if bf16_is_fast() else torch.float32
+    kind = torch.bfloat16 if fastest_precision() == "bf16" else torch.float32
     a, b = torch.randn(768, 384, device=device, dtype=kind), torch.randn(384, 1536, device=device, dtype=kind)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

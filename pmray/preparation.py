@@ -64,8 +64,19 @@ class Prepared:
         settings = json.dumps([self.dataset.key, self.task.to_json(), self.metric], sort_keys=True)
         return outcome_key(stage, settings, identity, recipe, seed, budget)
 
-    def work(self, stage: Stage, name: str, recipe: Recipe, seed: int, run: Path | None = None) -> Work:
-        """Everything a worker must know for a trial."""
+    def work(
+        self, stage: Stage, name: str, recipe: Recipe, seed: int, run: Path | None = None, *, states: Path | None = None
+    ) -> Work:
+        """Everything a worker must know for a trial.
+
+        Args:
+            stage: ``sweep`` or ``final``.
+            name: Of the candidate.
+            recipe: Its hyper-parameters.
+            seed: Of the fit.
+            run: Run folder to save weights and predictions to.
+            states: Folder to keep states of the fit in.
+        """
         one = self.pretrained(name)
         budget = rungs_of(recipe, len(self.dataset.train), 0, 1)[-1]
         early = [rung for rung in self.rungs if rung < budget] if stage == "sweep" else self._epochs(recipe, budget)
@@ -81,6 +92,7 @@ class Prepared:
             data=self.dataset.key,
             encoding=self.encodings[name, recipe_length(recipe, one)],
             run=None if run is None else str(run),
+            states=None if states is None else str(states),
         )
 
     def _epochs(self, recipe: Recipe, budget: int) -> list[int]:

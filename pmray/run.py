@@ -42,6 +42,16 @@ class Run:
         """Ray's own files; gone when the run ends."""
         return self.folder / ".ray"
 
+    @property
+    def states(self) -> Path:
+        """States of fits under way, by key; what an interrupted run goes on from."""
+        return self.folder / "states"
+
+    def discard_state(self, key: str) -> None:
+        """Delete the state of a fit that has ended."""
+        for file in self.states.glob(f"{key}*"):
+            file.unlink(missing_ok=True)
+
     def write_verdict(self, values: dict[str, Any]) -> None:
         """Write ``verdict.json`` whole or not at all."""
         self._write(VERDICT, values)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -172,12 +172,36 @@ class Recipe(Section):
     """Largest gradient norm."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the whole model; by default what the model was trained with."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the matrix products; auto is bf16 where the hardware has it."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor by which lr falls from each layer to the one below it, from the head down (ELECTRA: 0.8 to 0.9)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target's probability that is spread over all labels."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Whether the loss weighs rare labels more, as ``class_weight`` of scikit-learn does."""
+    sampling: Literal["natural", "balanced"] = "natural"
+    """Whether an epoch draws rows so that all labels come equally often; rows with one label only."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better score; the best weights are kept in any case."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; auto is the fastest here that keeps fp32's range. fp16 needs a GPU."""
     augment: bool = False
     """Images: change training images a little each time they are seen (moved, mirrored)."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as pre-trained."""
+    freeze_layers: int = Field(default=0, ge=0)
+    """Leave the first so many layers, and what is below them, as pre-trained."""
+    head_only: bool = False
+    """Train the new head alone."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Train low-rank changes of all linear layers (Hu et al. 2022) in place of the weights; 0 trains the weights."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Scale of these changes; by default twice their rank."""
+
+    @model_validator(mode="after")
+    def _one_way_to_train_less(self) -> Self:
+        if self.lora_rank and (self.head_only or self.freeze_layers):
+            raise ValueError("lora_rank leaves the body as it is; take out head_only and freeze_layers")
+        return self
 
     def changed(self, values: Mapping[str, Any]) -> Recipe:
         """A copy with some values changed, and checked (so that ``epochs: 2`` and ``epochs: 2.0`` are one recipe)."""

@@ -150,8 +150,8 @@ def _check_model(task: Task, rows: pa.Table, folder: str, part: Part) -> None:
     import torch
     from transformers import AutoConfig
 
-    from pmray.training.loop import predict
     from pmray.training.model import quiet_transformers
+    from pmray.training.prediction import predict
 
     processor: Any = None
     encoded: Encoded | None = None

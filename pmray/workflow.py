@@ -183,7 +183,9 @@ def fit(
         prepared = _prepare(one, run, console, strict=True)
         with connected(address) as cluster:
             _encode(prepared, cluster, console)
-            work = prepared.work("final", candidate, prepared.arms[candidate].default, seed, run.folder)
+            work = prepared.work(
+                "final", candidate, prepared.arms[candidate].default, seed, run.folder, states=run.states
+            )
             facts = _fit_all(prepared, run, [work], cluster, console, title="fit")[work.key]
         if facts.status != "done":
             raise NoVerdict(f"{candidate}: {facts.error}")
@@ -347,11 +349,14 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:
             outcome = outcome_of(work, facts, "sweep", may_pass=may_pass)
             run.ledger.append(outcome)
+            run.discard_state(work.key)
             board.end(work.key, outcome)
 
         run_trials(
             search,
-            lambda proposal: prepared.work("sweep", proposal.candidate, proposal.recipe, spec.search.seed),
+            lambda proposal: prepared.work(
+                "sweep", proposal.candidate, proposal.recipe, spec.search.seed, states=run.states
+            ),
             resources,
             trials=left,
             at_a_time=parallel,
@@ -412,7 +417,8 @@ def _refit(
         # Seeds of the fits are not that of the search: the search has already picked by that one.
         seeds = [prepared.spec.search.seed + 1 + index for index in range(prepared.spec.search.seeds)]
         groups[one.candidate] = [
-            prepared.work("final", one.candidate, Recipe(**one.recipe), seed, run.folder) for seed in seeds
+            prepared.work("final", one.candidate, Recipe(**one.recipe), seed, run.folder, states=run.states)
+            for seed in seeds
         ]
     known = run.ledger.settled("final")
     left = [work for works in groups.values() for work in works if work.key in again or not _is_settled(work, known)]
@@ -455,6 +461,7 @@ def _fit_all(
             outcome = outcome_of(work, facts, "final", may_pass=facts.status != "done")
             results[work.key] = facts
             run.ledger.append(outcome)
+            run.discard_state(work.key)
             board.end(work.key, outcome)
 
         fit_all(works, resources, at_a_time=parallel, scratch=run.scratch, on_rung=reached, on_end=ended)

@@ -14,7 +14,14 @@ POOL = 50
 """Batches sorted by length together; larger pools pad less but mix less (transformers' group_by_length: 50)."""
 
 
-def training_steps(lengths: NDArray[np.int32], batch_size: int, *, seed: int, epoch: int) -> list[Rows]:
+def training_steps(
+    lengths: NDArray[np.int32],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    weights: NDArray[np.float64] | None = None,
+) -> list[Rows]:
     """The rows of every optimizer step of an epoch, in order.
 
     The plan depends on seed and epoch alone, never on the number of workers, so that N workers take the same steps as
@@ -25,19 +32,21 @@ def training_steps(lengths: NDArray[np.int32], batch_size: int, *, seed: int, ep
         batch_size: Rows per step over all workers; the last step may have fewer.
         seed: Seed of the fit.
         epoch: Counted from 0; each epoch is shuffled anew.
+        weights: Probability of each row, (rows,); an epoch then draws as many rows with replacement. None: each once.
 
     >>> steps = training_steps(np.array([5, 9, 5, 9], dtype=np.int32), 2, seed=0, epoch=0)
     >>> sorted(row for step in steps for row in step.tolist())
     [0, 1, 2, 3]
     """
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
+    rows = len(lengths)
+    order = random.permutation(rows) if weights is None else random.choice(rows, rows, p=weights)
     pool = batch_size * POOL
     batches: list[Rows] = []
     for start in range(0, len(order), pool):
-        rows = order[start : start + pool]
-        rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        pooled = order[start : start + pool]
+        pooled = pooled[np.argsort(-lengths[pooled], kind="stable")]
+        batches += [pooled[first : first + batch_size] for first in range(0, len(pooled), batch_size)]
     return [batches[index] for index in random.permutation(len(batches))]
 
 

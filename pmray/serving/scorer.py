@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pmray.bundle import GOLDEN_TOLERANCE, Bundle
 from pmray.data.encode import encode_table
 from pmray.scoring.ragged import flat
-from pmray.training import loop
+from pmray.training.prediction import predict
 from pmray.training.trial import score_vectors
 
 
@@ -66,7 +66,7 @@ class Scorer:
 
     def _scores(self, table: pa.Table) -> NDArray[Any]:
         rows = encode_table(self.task, table, self.processor, self.bundle.max_length)
-        return loop.predict(self.model, self.task, rows)
+        return predict(self.model, self.task, rows)
 
     def health(self) -> str | None:
         """Run the golden rows; None when all is as it was at export, else what differs."""

@@ -8,6 +8,7 @@ JSON. ``pmray.testing.check_task`` tries every member.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 
 Outcomes = NDArray[Any]
 """One line of numbers per example, shape (rows, k); what every metric is computed from."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How the loss departs from plain cross-entropy."""
+
+    smoothing: float = 0.0
+    """Share of the target's probability that is spread over all labels (Szegedy et al. 2016)."""
+    weights: torch.Tensor | None = None
+    """Weight of each label, (labels,); of label bits, that of having the label."""
+
+
+PLAIN_LOSS = LossOptions()
 
 
 class Task(Protocol):
@@ -104,8 +118,10 @@ class Task(Protocol):
         """What a frozen body sees in a batch, shape (rows, width); ragged where targets are."""
         ...
 
-    def loss(self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table) -> torch.Tensor:
-        """Loss of each row, shape (rows,)."""
+    def loss(
+        self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table, options: LossOptions = PLAIN_LOSS
+    ) -> torch.Tensor:
+        """Loss of each row, shape (rows,), float32."""
         ...
 
     def predict(self, logits: torch.Tensor, encoded: pa.Table) -> NDArray[Any]:

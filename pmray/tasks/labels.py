@@ -17,7 +17,7 @@ from pmray.scoring import metrics
 from pmray.scoring.calibration import best_thresholds
 from pmray.scoring.metrics import Metric
 from pmray.spec import Data
-from pmray.tasks.base import Outcomes
+from pmray.tasks.base import PLAIN_LOSS, LossOptions, Outcomes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,15 +88,23 @@ class RowLabels:
             bits[row, [index[name] for name in names]] = 1
         return bits
 
-    def loss(self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table) -> torch.Tensor:
+    def loss(
+        self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table, options: LossOptions = PLAIN_LOSS
+    ) -> torch.Tensor:
         """Loss of each row, shape (rows,): cross-entropy, or the sum over labels of binary cross-entropies."""
         import torch
         from torch.nn import functional as F
 
         wanted = torch.from_numpy(targets).to(logits.device)
         if self.multi_label:
-            return F.binary_cross_entropy_with_logits(logits.float(), wanted.float(), reduction="none").sum(1)
-        return F.cross_entropy(logits.float(), wanted, reduction="none")
+            # Half of the smoothed share goes to either side of a bit.
+            bits = wanted.float() * (1 - options.smoothing) + options.smoothing / 2
+            return F.binary_cross_entropy_with_logits(
+                logits.float(), bits, pos_weight=options.weights, reduction="none"
+            ).sum(1)
+        return F.cross_entropy(
+            logits.float(), wanted, options.weights, label_smoothing=options.smoothing, reduction="none"
+        )
 
     def predict(self, logits: torch.Tensor, encoded: pa.Table) -> NDArray[np.float32]:
         """Probabilities, shape (rows, labels), float32."""

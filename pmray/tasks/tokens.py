@@ -15,7 +15,7 @@ from pmray.scoring.metrics import Metric
 from pmray.scoring.ragged import ragged
 from pmray.scoring.spans import SPAN, all_right, span_metric, span_outcomes, span_score, spans_of
 from pmray.spec import Choice, Data, Log, Range, Recipe
-from pmray.tasks.base import Outcomes
+from pmray.tasks.base import PLAIN_LOSS, LossOptions, Outcomes
 from pmray.tasks.labels import prepare_head
 from pmray.tasks.pretrained import layer_mean, open_head, open_tokenizer
 
@@ -198,13 +198,21 @@ class TokenClassification:
         number = {label: position for position, label in enumerate(self.labels)}
         return ragged([np.array([number[tag] for tag in tags], np.int64) for tags in table["label"].to_pylist()])
 
-    def loss(self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table) -> torch.Tensor:
+    def loss(
+        self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table, options: LossOptions = PLAIN_LOSS
+    ) -> torch.Tensor:
         """Mean cross-entropy of the words of each row, shape (rows,)."""
         import torch
         from torch.nn import functional as F
 
         wanted = torch.from_numpy(np.concatenate(list(targets))).to(logits.device)
-        each = F.cross_entropy(self._words(logits, encoded).float(), wanted, reduction="none")
+        each = F.cross_entropy(
+            self._words(logits, encoded).float(),
+            wanted,
+            options.weights,
+            label_smoothing=options.smoothing,
+            reduction="none",
+        )
         counts = [len(row) for row in targets]
         parts = torch.split(each, counts)
         return torch.stack([part.sum() / max(1, len(part)) for part in parts])

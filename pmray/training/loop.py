@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -18,12 +17,28 @@ from torch import nn
 
 from pmray.data.batches import Rows, share, training_steps, within_budget
 from pmray.data.encode import Encoded
-from pmray.errors import Diverged, OutOfMemory
+from pmray.errors import Diverged, OutOfMemory, TrialError
+from pmray.scoring.ragged import flat
 from pmray.spec import Recipe
-from pmray.tasks.base import Task
+from pmray.tasks.base import LossOptions, Task
+from pmray.training import sharding
+from pmray.training.dropout import Chance, make_dropout_cheap
+from pmray.training.hardware import (
+    autocast,
+    device_here,
+    is_out_of_memory,
+    memory_told,
+    on_device,
+    place,
+    precision_of,
+)
+from pmray.training.optimizer import Optimizer, rate_factor
+from pmray.training.prediction import predict
+from pmray.training.state import State
 
-EVALUATION_TOKENS = 16_384
-"""Tokens in one forward pass without gradients."""
+RISEN = 3.0
+"""A mean training loss this many times that of the first steps is one that has run away."""
+FIRST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class Rung:
     examples: int
     score: float
     seconds: float
-    """Since the fit began."""
+    """Since the fit began, without what an interruption cost."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +64,33 @@ class Fitted:
     evaluate_seconds: float
     loss: float
     """Mean training loss of the last rung."""
+    micro_batch_tokens: int
+    """Tokens of one forward pass that fitted into memory."""
+    precision: str
+    """What was chosen: ``fp32``, ``bf16`` or ``fp16``."""
     validation: NDArray[Any] = field(repr=False)
     """Score vectors of the validation rows with the best weights, shape (rows, labels), or ragged."""
     task: Task = field(repr=False)
     """With the thresholds that were tuned on validation."""
+
+
+class Keeper(Protocol):
+    """Where states of a fit go, and where that of an interrupted one comes from; all workers call it alike."""
+
+    seconds: float
+    """Between two states."""
+
+    def load(self) -> State | None:
+        """The latest state of an interrupted fit, or None."""
+        ...
+
+    def save(self, state: State) -> None:
+        """Keep a state. The states of workers differ only where weights are sharded."""
+        ...
+
+    def urgent(self) -> bool:
+        """Whether this process will soon be ended, so that a state is wanted now."""
+        ...
 
 
 def rungs_of(recipe: Recipe, rows: int, rungs: int, reduction: float) -> list[int]:
@@ -79,11 +117,14 @@ def fit(
     seed: int,
     report: Callable[[Rung], None] = lambda rung: None,
     name: str = "model",
+    keeper: Keeper | None = None,
+    micro_batch_tokens: int | None = None,
 ) -> Fitted:
-    """Fine-tune a model and leave it with the weights of its best rung.
+    """Fine-tune a model and leave it with the weights of its best rung, in fp32.
 
     With an initialised ``torch.distributed`` process group all workers call this with the same arguments; each takes
-    its share of every batch, and scores are computed from the stacked outcome lines of all.
+    its share of every batch, and scores are computed from the stacked outcome lines of all. A model that
+    ``sharding.shard`` has sharded stays so.
 
     Args:
         model: Opened with its head; moved to the GPU when there is one.
@@ -98,234 +139,374 @@ def fit(
         seed: Seed of dropout and batch order (the head's seed is the caller's).
         report: Called at every rung by every worker; what it raises ends the fit.
         name: The model's name in errors.
+        keeper: Keeps states of the fit, and gives that of one that was interrupted.
+        micro_batch_tokens: Tokens of one forward pass that were found to fit before; at most what the recipe says.
 
     Raises:
-        Diverged: The loss became NaN or infinite.
-        OutOfMemory: A micro-batch did not fit.
+        Diverged: The loss became NaN or infinite, or ran away.
+        OutOfMemory: Not even one row fits.
+        TrialError: The recipe cannot be carried out with this model or on this device.
     """
-    rank, workers = _place()
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    torch.manual_seed(seed + rank)
-    model.to(device)
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(model) if workers > 1 else model
-    optimizer = _optimizer(model, recipe)
-    per_epoch = math.ceil(len(train) / recipe.batch_size)
-    total_steps = max(1, math.ceil(rungs[-1] / len(train) * per_epoch))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total_steps, recipe))
-    autocast = _autocast(recipe, device)
+    loop = _Loop(model, task, recipe, train, targets, validation, validation_targets, metric, rungs, seed, name, keeper)
+    loop.micro = min(loop.micro, micro_batch_tokens or loop.micro)
+    return loop.run(report)
 
-    started = time.perf_counter()
-    evaluating = 0.0
-    curve: list[Rung] = []
-    best: tuple[float, dict[str, torch.Tensor] | None, NDArray[Any], Task] | None = None
-    seen, step, epoch = 0, 0, 0
-    losses: list[float] = []
-    loss_mean = math.nan
-    waiting = list(rungs)
-    while waiting:
-        for rows in training_steps(train.lengths, recipe.batch_size, seed=seed, epoch=epoch):
-            wrapped.train()
-            mine = share(rows, rank, workers)
-            random = np.random.default_rng([seed, step, rank]) if recipe.augment else None
-            loss = _step(
-                wrapped, task, recipe, train, targets, mine, len(rows), workers, device, autocast, random, name
+
+@dataclass
+class _Best:
+    """The best rung so far."""
+
+    score: float
+    weights: dict[str, torch.Tensor] | None
+    """None while the model itself holds them."""
+    scores: NDArray[Any]
+    task: Task
+
+
+class _Loop:
+    """A fit under way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        train: Encoded,
+        targets: NDArray[Any],
+        validation: Encoded,
+        validation_targets: NDArray[Any],
+        metric: str,
+        rungs: Sequence[int],
+        seed: int,
+        name: str,
+        keeper: Keeper | None,
+    ) -> None:
+        self.rank, self.workers = place()
+        self.device = device_here()
+        self.model, self.task, self.recipe, self.seed, self.name = model, task, recipe, seed, name
+        self.train, self.targets = train, targets
+        self.validation, self.validation_targets = validation, validation_targets
+        self.metric, self.waiting, self.keeper = metric, list(rungs), keeper
+        self.sharded = sharding.is_sharded(model)
+        model.to(self.device)
+        self.precision = precision_of(recipe, self.device)
+        # Sharded weights bring their own low precision; norms over a batch need fp32 sums.
+        self.low = self.precision == "bf16" and not self.sharded and not _has_batch_norm(model)
+        self.frozen: dict[int, torch.Tensor] = {}
+        """Weights that are not trained, as they were before they were rounded."""
+        if self.low:
+            before = {id(one): one.detach().clone() for one in model.parameters() if not one.requires_grad}
+            model.to(torch.bfloat16)
+            self.frozen = before
+        self.chance = Chance()
+        self.put_dropout_back = make_dropout_cheap(model, self.chance) if self.device.type == "cpu" else lambda: None
+        self.optimizer = Optimizer(model, recipe)
+        self.options = loss_options(recipe, targets, len(task.labels), self.device)
+        self.scale = 2.0**16 if self.precision == "fp16" else 1.0
+        self.good_steps = 0
+        self.micro = recipe.max_batch_tokens
+        per_epoch = math.ceil(len(train) / recipe.batch_size)
+        self.steps = max(1, math.ceil(rungs[-1] / len(train) * per_epoch))
+        self.curve: list[Rung] = []
+        self.best: _Best | None = None
+        self.seen = self.step = self.epoch = self.batch = 0
+        """Examples and optimizer steps taken; the epoch, and the batches of it that are behind."""
+        self.losses: list[float] = []
+        self.first_losses: list[float] = []
+        self.loss = math.nan
+        self.without_gain = 0
+        self.evaluating = 0.0
+        self.before = 0.0
+        """Seconds of an earlier process."""
+        self.started = self.kept = time.perf_counter()
+
+    def run(self, report: Callable[[Rung], None]) -> Fitted:
+        state = self.keeper.load() if self.keeper else None
+        if state is not None:
+            self._restore(state)
+        while self.waiting:
+            steps = training_steps(
+                self.train.lengths,
+                self.recipe.batch_size,
+                seed=self.seed,
+                epoch=self.epoch,
+                weights=_row_weights(self.recipe, self.targets),
             )
-            if not math.isfinite(loss):
-                raise Diverged(step, loss, float(schedule.get_last_lr()[0]))
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss)
-            seen, step = seen + len(rows), step + 1
-            if seen < waiting[0]:
-                continue
-            while waiting and seen >= waiting[0]:
-                rung_examples = waiting.pop(0)
-            before = time.perf_counter()
-            scores = predict(model, task, validation, recipe)
-            tuned = task.tuned(scores, validation_targets, metric)
-            outcomes = tuned.outcome(scores, validation_targets)
-            score = float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
-            if best is None or score > best[0]:
-                # The last rung needs no copy: the model itself holds its weights.
-                best = (score, _copy(model) if waiting else None, scores, tuned)
-            evaluating += time.perf_counter() - before
-            curve.append(Rung(rung_examples, score, time.perf_counter() - started))
-            loss_mean, losses = float(np.mean(losses)), []
-            report(curve[-1])
-            if not waiting:
+            for rows in steps[self.batch :]:
+                self._train(rows)
+                if self.seen >= self.waiting[0]:
+                    self._evaluate()
+                    report(self.curve[-1])
+                    if self.recipe.patience and self.without_gain >= self.recipe.patience:
+                        self.waiting = []
+                    if not self.waiting:
+                        break
+                self._keep()
+            self.epoch, self.batch = self.epoch + 1, 0
+        return self._fitted()
+
+    def _seconds(self) -> float:
+        return self.before + time.perf_counter() - self.started
+
+    def _train(self, rows: Rows) -> None:
+        """One optimizer step."""
+        loss = self._gradients(rows)
+        factor = rate_factor(self.step, self.steps, self.recipe)
+        if not math.isfinite(loss):
+            raise Diverged(self.step, loss, self.recipe.lr * factor)
+        norm = self.optimizer.step(factor, self.recipe.clip, self.scale)
+        if self.precision == "fp16":
+            self._rescale(math.isfinite(norm))
+        elif not math.isfinite(norm):
+            raise Diverged(self.step, norm, self.recipe.lr * factor, what="the gradients' norm")
+        self.losses.append(loss)
+        if len(self.first_losses) < FIRST_STEPS:
+            self.first_losses.append(loss)
+        self.seen, self.step, self.batch = self.seen + len(rows), self.step + 1, self.batch + 1
+
+    def _rescale(self, finite: bool) -> None:
+        """Halve the scale of an fp16 loss whose gradients overflowed, and double it after many that did not."""
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.scale /= 2
+        elif self.good_steps % 2_000 == 0:
+            self.scale *= 2
+
+    def _gradients(self, rows: Rows) -> float:
+        """Mean loss of a batch over all workers, with the gradients in the optimizer; smaller passes where it must."""
+        mine = share(rows, self.rank, self.workers)
+        while True:
+            failed: OutOfMemory | None = None
+            loss = 0.0
+            try:
+                loss = self._accumulate(mine, len(rows))
+            except OutOfMemory as error:
+                if self.sharded:
+                    raise
+                failed = error
+            loss, worst = self._exchange(loss, 0 if failed is None else 1 if failed.rows > 1 else 2)
+            if not worst:
                 break
-        epoch += 1
-    assert best is not None
-    if best[1] is not None:
-        model.load_state_dict(best[1])
-    return Fitted(
-        score=best[0],
-        curve=tuple(curve),
-        examples=seen,
-        train_seconds=time.perf_counter() - started - evaluating,
-        evaluate_seconds=evaluating,
-        loss=loss_mean,
-        validation=best[2],
-        task=best[3],
-    )
+            # The same rows again, for all workers: the sum of the gradients must hold each row once.
+            self.optimizer.clear()
+            if worst == 2:
+                raise failed or OutOfMemory(self.name, 1, int(self.train.lengths[rows].max()), "another worker", "")
+            self._smaller(failed)
+        if self.workers > 1 and not self.sharded:
+            self.optimizer.sum_over_workers()
+        return loss
 
+    def _smaller(self, failed: OutOfMemory | None) -> None:
+        """Halve the tokens of a forward pass."""
+        if failed is not None:
+            self.micro = min(self.micro, failed.rows * failed.tokens)
+        self.micro = max(1, self.micro // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-def predict(model: nn.Module, task: Task, rows: Encoded, recipe: Recipe | None = None) -> NDArray[Any]:
-    """Score vectors of all rows, shape (rows, labels), float32 (or ragged), in the order of the rows.
+    def _accumulate(self, mine: Rows, batch_rows: int) -> float:
+        """Add the gradients of this worker's rows up, forward pass by forward pass; returns their share of the loss."""
+        here = (self.seed, self.step, self.rank)
+        random = np.random.default_rng(here) if self.recipe.augment else None
+        # All chance in a step hangs on its place, so that a fit that goes on later needs no generator's state.
+        self.chance.begin(*here)
+        torch.manual_seed(int(np.random.SeedSequence(here).generate_state(1)[0]))
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for part, weight in self._parts(mine):
+            try:
+                encoded = self.train.rows(part)
+                batch = self._batch(self.task.collate(encoded, self.train.pad, random))
+                with self._arithmetic():
+                    logits = self.model(**batch).logits
+                losses = self.task.loss(logits, self.targets[part], encoded, self.options)
+                # Each worker's part of the mean over all rows; a row that only fills up counts for nothing.
+                loss = losses.sum() * (weight / batch_rows)
+                # Sharded gradients are averaged over the workers, others summed.
+                (loss * self.scale * (self.workers if self.sharded else 1)).backward()  # type: ignore[no-untyped-call]
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lengths = self.train.lengths[part]
+                raise OutOfMemory(
+                    self.name, len(part), int(lengths.max()), str(self.device), memory_told(self.model, self.device)
+                ) from None
+            self.optimizer.collect()
+            total += loss.detach()
+        return float(total)
 
-    In a process group each worker predicts its share, and all get the whole. Without a recipe the arithmetic is fp32.
-    """
-    rank, workers = _place()
-    mine = share(np.arange(len(rows)), rank, workers)
-    # A worker without rows has nothing to say about how wide a score vector is.
-    scores = map_rows(model, task, rows, mine, _logits_to_scores(task), recipe) if len(mine) else None
-    if workers == 1 and scores is not None:
-        return scores
-    gathered: list[Any] = [None] * workers
-    dist.all_gather_object(gathered, (mine, scores))
-    parts = [(positions, part) for positions, part in gathered if part is not None]
-    return np.concatenate([part for _, part in parts])[np.argsort(np.concatenate([where for where, _ in parts]))]
+    def _parts(self, mine: Rows) -> Iterable[tuple[Rows, float]]:
+        """Forward passes of this worker's rows, each with its weight."""
+        parts = [(part, 1.0) for part in within_budget(mine, self.train.lengths, self.micro)]
+        if self.sharded:
+            # Every pass of a sharded model needs all workers: who has fewer fills up with a row that does not count.
+            count = torch.tensor(len(parts))
+            dist.all_reduce(count, op=dist.ReduceOp.MAX)
+            parts += [(np.array([0]), 0.0)] * (int(count) - len(parts))
+        return parts
 
+    def _exchange(self, loss: float, failure: int) -> tuple[float, int]:
+        """The loss over all workers, and the worst that happened to one."""
+        if self.workers == 1:
+            return loss, failure
+        told = torch.tensor([loss], dtype=torch.float64, device=self.device)
+        worst = torch.tensor([failure], device=self.device)
+        dist.all_reduce(told)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        return float(told), int(worst)
 
-@torch.no_grad()
-def map_rows(
-    model: nn.Module,
-    task: Task,
-    rows: Encoded,
-    positions: Rows,
-    function: Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], torch.Tensor | NDArray[Any]],
-    recipe: Recipe | None,
-) -> NDArray[Any]:
-    """Apply ``function(model, batch, encoded)`` to rows in batches of similar length; one result a row, in order."""
-    device = next(model.parameters()).device
-    autocast = _autocast(recipe, device) if recipe else nullcontext()
-    model.eval()
-    done: list[Rows] = []
-    results: list[NDArray[Any]] = []
-    for part in within_budget(positions, rows.lengths, EVALUATION_TOKENS):
-        encoded = rows.rows(part)
-        batch = {key: value.to(device) for key, value in task.collate(encoded, rows.pad).items()}
-        try:
-            with autocast:
-                result = function(model, batch, encoded)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise OutOfMemory("the model", len(part), int(rows.lengths[part].max()), str(device)) from None
-        done.append(part)
-        results.append(result.float().cpu().numpy() if isinstance(result, torch.Tensor) else result)
-    place = {int(position): index for index, position in enumerate(np.concatenate(done))}
-    return np.concatenate(results)[[place[int(position)] for position in positions]]
-
-
-@torch.no_grad()
-def measure_latency(model: nn.Module, task: Task, rows: Encoded, count: int = 20) -> float:
-    """Median milliseconds of a forward pass of one row, over `count` rows spread over the lengths."""
-    device = next(model.parameters()).device
-    model.eval()
-    order = np.argsort(rows.lengths, kind="stable")
-    chosen = order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
-    times = []
-    for position in [chosen[0], *chosen]:  # the first pass warms up and is not counted
-        encoded = rows.rows(np.array([position]))
-        batch = {key: value.to(device) for key, value in task.collate(encoded, rows.pad).items()}
+    def _evaluate(self) -> None:
+        while self.waiting and self.seen >= self.waiting[0]:
+            examples = self.waiting.pop(0)
         before = time.perf_counter()
-        task.predict(model(**batch).logits, encoded)
-        times.append(time.perf_counter() - before)
-    return float(np.median(times[1:]) * 1000)
+        self.loss, self.losses = float(np.mean(self.losses)), []
+        first = float(np.mean(self.first_losses))
+        if len(self.first_losses) == FIRST_STEPS and self.loss > RISEN * first:
+            raise Diverged(
+                self.step, self.loss, self.recipe.lr, what=f"the mean loss (at first {first:.3g})", risen=True
+            )
+        self._share_buffers()
+        scores, tuned, score = self._scored()
+        if self.best is None or score > self.best.score:
+            # The last rung needs no copy: the model itself holds its weights.
+            self.best = _Best(score, self._weights() if self.waiting else None, scores, tuned)
+            self.without_gain = 0
+        else:
+            self.without_gain += 1
+        self.evaluating += time.perf_counter() - before
+        self.curve.append(Rung(examples, score, self._seconds()))
+
+    def _scored(self) -> tuple[NDArray[Any], Task, float]:
+        scores = predict(self.model, self.task, self.validation, self.recipe)
+        tuned = self.task.tuned(scores, self.validation_targets, self.metric)
+        outcomes = tuned.outcome(scores, self.validation_targets)
+        return scores, tuned, float(self.task.score(self.metric, outcomes, np.ones((1, len(outcomes))))[0])
+
+    def _share_buffers(self) -> None:
+        """Running means of batch norms are each worker's own; predictions need one for all."""
+        if self.workers > 1:
+            for one in self.model.buffers():
+                if one.is_floating_point():
+                    dist.all_reduce(one)
+                    one /= self.workers
+
+    def _fitted(self) -> Fitted:
+        assert self.best is not None
+        weights = self.best.weights or self._weights()
+        if self.low:
+            self.model.to(torch.float32)
+        self.model.load_state_dict(weights)
+        self.put_dropout_back()
+        return Fitted(
+            score=self.best.score,
+            curve=tuple(self.curve),
+            examples=self.seen,
+            train_seconds=self._seconds() - self.evaluating,
+            evaluate_seconds=self.evaluating,
+            loss=self.loss,
+            micro_batch_tokens=self.micro,
+            precision=self.precision,
+            validation=self.best.scores,
+            task=self.best.task,
+        )
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """A copy of all weights in full precision; each worker's part of sharded ones."""
+        full = {**self.frozen, **self.optimizer.full_precision()}
+        # By identity, not by name: tied weights have several.
+        values = {name: full.get(id(one), one) for name, one in self.model.state_dict(keep_vars=True).items()}
+        # Sharded weights stay on their device: a copy of a part is small.
+        return {
+            name: one.detach().clone() if self.sharded else one.detach().cpu().clone() for name, one in values.items()
+        }
+
+    def _keep(self) -> None:
+        """Keep a state when it is time, or when this process is about to be ended."""
+        if self.keeper is None:
+            return
+        # Asked in every step by all workers alike.
+        urgent = self.keeper.urgent()
+        now = urgent or time.perf_counter() - self.kept >= self.keeper.seconds
+        if self.workers > 1:
+            # All workers keep the same step, or none.
+            told = torch.tensor([int(now)], device=self.device)
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+            now = bool(told)
+        if now:
+            self.keeper.save(self._state())
+            self.kept = time.perf_counter()
+
+    def _state(self) -> State:
+        assert self.waiting
+        return {
+            "weights": self._weights(),
+            "optimizer": self.optimizer.state(),
+            "counts": [self.seen, self.step, self.epoch, self.batch, self.without_gain, self.good_steps, self.micro],
+            "numbers": [self.scale, self.loss, self.evaluating, self._seconds()],
+            "losses": self.losses,
+            "first_losses": self.first_losses,
+            "waiting": self.waiting,
+            "curve": [(rung.examples, rung.score, rung.seconds) for rung in self.curve],
+            "best": None if self.best is None else (self.best.score, self.best.weights),
+        }
+
+    def _restore(self, state: State) -> None:
+        self.seen, self.step, self.epoch, self.batch, self.without_gain, self.good_steps, self.micro = state["counts"]
+        self.scale, self.loss, self.evaluating, self.before = state["numbers"]
+        self.losses, self.first_losses, self.waiting = state["losses"], state["first_losses"], state["waiting"]
+        self.curve = [Rung(*rung) for rung in state["curve"]]
+        if state["best"] is not None:
+            score, weights = state["best"]
+            # Scores of the best weights are made again, rather than carried along.
+            self._take(weights)
+            scores, tuned, _ = self._scored()
+            self.best = _Best(score, weights, scores, tuned)
+        self._take(state["weights"])
+        self.optimizer.load(state["optimizer"])
+
+    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.model.load_state_dict(weights)
+        full = {id(one): weights[name] for name, one in self.model.state_dict(keep_vars=True).items()}
+        self.frozen = {one: full[one] for one in self.frozen}
+        self.optimizer.take(full)
+
+    def _batch(self, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return on_device(made, self.device, torch.bfloat16 if self.low else None)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.low else autocast(self.precision, self.device)
 
 
-def rank() -> int:
-    """This worker's number; 0 without a process group."""
-    return _place()[0]
+def loss_options(recipe: Recipe, targets: NDArray[Any], labels: int, device: torch.device) -> LossOptions:
+    """Label smoothing and class weights of a recipe, for these training labels.
+
+    ``class_weights: balanced`` weighs a label by rows / (labels x rows that have it), as scikit-learn does; where a row
+    has several labels, the rows that have a label count as much together as those that lack it.
+    """
+    weights = None
+    if recipe.class_weights == "balanced":
+        said = flat(targets)
+        if said.ndim == 2:
+            have = said.sum(axis=0)
+            found = (len(said) - have) / np.maximum(1, have)
+        else:
+            have = np.bincount(said, minlength=labels)
+            found = np.where(have > 0, len(said) / (np.count_nonzero(have) * np.maximum(1, have)), 1.0)
+        weights = torch.from_numpy(found.astype(np.float32)).to(device)
+    return LossOptions(recipe.label_smoothing, weights)
 
 
-def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bf16 matrices in hardware."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def _row_weights(recipe: Recipe, targets: NDArray[Any]) -> NDArray[np.float64] | None:
+    """How often a row is drawn in an epoch, so that all labels come equally often; None for each row once."""
+    if recipe.sampling == "natural":
+        return None
+    if targets.ndim != 1 or targets.dtype == object:
+        raise TrialError("`sampling: balanced` needs rows with one label each; use `class_weights: balanced`")
+    counts = np.bincount(targets)
+    weights = 1.0 / counts[targets]
+    each: NDArray[np.float64] = weights / weights.sum()
+    return each
 
 
-def _logits_to_scores(task: Task) -> Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], NDArray[Any]]:
-    return lambda model, batch, encoded: task.predict(model(**batch).logits, encoded)
-
-
-def _step(
-    model: nn.Module,
-    task: Task,
-    recipe: Recipe,
-    train: Encoded,
-    targets: NDArray[Any],
-    mine: Rows,
-    batch_rows: int,
-    workers: int,
-    device: torch.device,
-    autocast: AbstractContextManager[Any],
-    random: np.random.Generator | None,
-    name: str,
-) -> float:
-    """Gradients of one optimizer step; returns the mean loss over the rows of all workers."""
-    # DDP waits for every worker in every step: one without rows passes a row that counts for nothing.
-    weight = 1.0 if len(mine) else 0.0
-    parts = list(within_budget(mine if len(mine) else np.array([0]), train.lengths, recipe.max_batch_tokens))
-    total = torch.zeros((), device=device)
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        waits = nullcontext() if last or workers == 1 else model.no_sync()  # type: ignore[operator]
-        try:
-            with waits:
-                encoded = train.rows(part)
-                batch = {key: value.to(device) for key, value in task.collate(encoded, train.pad, random).items()}
-                with autocast:
-                    logits = model(**batch).logits
-                losses = task.loss(logits, targets[part], encoded)
-                # DDP averages over workers, so each one's sum is scaled up to make it the mean over all rows.
-                loss = losses.sum() * weight * (workers / batch_rows)
-                loss.backward()  # type: ignore[no-untyped-call]
-        except (torch.OutOfMemoryError, MemoryError):
-            raise OutOfMemory(name, len(part), int(train.lengths[part].max()), str(device)) from None
-        total += loss.detach() / workers
-    if workers > 1:
-        dist.all_reduce(total)
-    return float(total)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; biases and norms are not decayed (Devlin et al. 2019)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-
-
-def _lr_factor(step: int, steps: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate: a rise in the warm-up, then the schedule's fall to 0."""
-    warmup = round(recipe.warmup * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    left = max(0.0, (steps - step) / max(1, steps - warmup))
-    if recipe.schedule == "cosine":
-        return 0.5 * (1 - math.cos(math.pi * left))
-    return left if recipe.schedule == "linear" else 1.0
-
-
-def _autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
-    if recipe.precision == "fp32" or (recipe.precision == "auto" and not bf16_is_fast()):
-        return nullcontext()
-    # Weights change in every step: a cache of their casts would only hold memory.
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
-
-
-def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-
-def _place() -> tuple[int, int]:
-    """Rank and number of workers."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in model.modules())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.util import find_spec
@@ -12,18 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pmray.data.encode import PROCESSOR_FILES, processor_key
 from pmray.errors import CandidateUnavailable
-from pmray.spec import Candidate
+from pmray.spec import Candidate, Recipe
 from pmray.tasks.base import Task
+from pmray.training.layers import freeze, layer_of
 
 if TYPE_CHECKING:
     import torch
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 """What is downloaded: configuration, weights and tokenizer; no pickles, no code."""
-
-LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
-"""Layer number in a weight's name, in all families of the Hub that pmray was tried on."""
-
 
 HEADS = ("lm_head.", "cls.", "classifier.", "score.", "qa_outputs.")
 """Weights of the job a model was trained for; a new head takes their place."""
@@ -70,14 +66,14 @@ def locate(candidate: Candidate) -> Pretrained:
             raise CandidateUnavailable(f"{candidate.model}: `layers: {candidate.layers}`, but the model has {layers}")
         layers = candidate.layers
     body = {name: size for name, size in shapes.items() if not name.startswith(HEADS)}
-    kept = {name: size for name, size in body.items() if _layer(name) < layers or not layers}
+    kept = {name: size for name, size in body.items() if layer_of(name) < layers or not layers}
     return Pretrained(
         candidate=candidate,
         folder=str(folder),
         revision=revision or _fingerprint(folder),
         family=str(config.model_type),
         parameters=sum(kept.values()),
-        layer_parameters=sum(size for name, size in kept.items() if _layer(name) >= 0),
+        layer_parameters=sum(size for name, size in kept.items() if layer_of(name) >= 0),
         layers=layers,
         processor=processor_key(folder),
         max_positions=_max_positions(config),
@@ -112,10 +108,8 @@ def on_this_node(pretrained: Pretrained) -> Pretrained:
     return replace(pretrained, folder=str(folder))
 
 
-def open_model(
-    pretrained: Pretrained, task: Task, *, pad: int, dropout: float | None = None, freeze_embeddings: bool = False
-) -> torch.nn.Module:
-    """Open the pre-trained body in fp32 with a new head for the task.
+def open_model(pretrained: Pretrained, task: Task, *, pad: int, recipe: Recipe | None = None) -> torch.nn.Module:
+    """Open the pre-trained body in fp32 with a new head for the task, and what the recipe says set to be trained.
 
     The head's weights come from torch's global generator: seed it first.
 
@@ -123,27 +117,69 @@ def open_model(
         pretrained: What ``locate`` found.
         task: Says which head.
         pad: Padding token id, for decoders that have none of their own.
-        dropout: Replaces every dropout probability of the model's configuration; None leaves them.
-        freeze_embeddings: Do not train the token (or patch) embeddings.
+        recipe: Gives dropout, what is frozen, and low-rank adapters; None leaves all as it is.
+
+    Raises:
+        TrialError: More layers are to be frozen than there are.
     """
     import torch
 
     config = _config(pretrained.candidate, Path(pretrained.folder))
     if pretrained.candidate.layers:
         _keep_layers(config, pretrained.candidate.layers)
-    if dropout is not None:
+    if recipe is not None and recipe.dropout is not None:
         for key, value in config.to_dict().items():
             if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
-                setattr(config, key, dropout)
+                setattr(config, key, recipe.dropout)
     # On a CPU the backward pass of sdpa takes about three times as long as that of plain products.
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     with quiet_transformers():
         model = task.build(
             pretrained.folder, config=config, pad=pad, dtype=torch.float32, attn_implementation=attention
         )
-    if freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
-    return model
+    if recipe is None:
+        return model
+    freeze(model, embeddings=recipe.freeze_embeddings, layers=recipe.freeze_layers, body=recipe.head_only)
+    return with_adapters(model, recipe) if recipe.lora_rank else model
+
+
+def with_adapters(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
+    """Freeze the body and put low-rank adapters on all of its linear layers; the head is trained whole.
+
+    All linear layers, as Dettmers et al. 2023 (QLoRA, section 4) found that it takes to reach full fine-tuning.
+
+    Raises:
+        CandidateUnavailable: The package ``peft`` is not installed, or the model has no linear layer.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise CandidateUnavailable("`lora_rank` needs the package peft: pip install 'pmray[lora]'") from None
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    body = f"{model.base_model_prefix}."
+    linear = [name for name, one in model.named_modules() if name.startswith(body) and isinstance(one, Linear | Conv1D)]
+    if not linear:
+        raise CandidateUnavailable(f"`lora_rank`: {type(model).__name__} has no linear layer below its head")
+    head = sorted({name.split(".")[0] for name, _ in model.named_parameters() if not name.startswith(body)})
+    settings = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha or 2 * recipe.lora_rank,
+        target_modules=linear,
+        modules_to_save=head,
+    )
+    adapted: torch.nn.Module = get_peft_model(model, settings)
+    return adapted
+
+
+def without_adapters(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with its adapters worked into the weights, so that anybody opens it; itself where it has none."""
+    merge = getattr(model, "merge_and_unload", None)
+    if merge is None:
+        return model
+    merged: torch.nn.Module = merge()
+    return merged
 
 
 def divide_logits(model: torch.nn.Module, labels: int, temperature: float) -> bool:
@@ -294,11 +330,6 @@ def _fingerprint(folder: Path) -> str:
                 while block := opened.read(1 << 22):
                     hashed.update(block)
     return hashed.hexdigest()[:16]
-
-
-def _layer(name: str) -> int:
-    found = LAYER.search(name)
-    return int(found[1]) if found else -1
 
 
 def _keep_layers(config: Any, layers: int) -> None:

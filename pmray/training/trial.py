@@ -6,6 +6,7 @@ never data or models.
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 import traceback
@@ -26,10 +27,20 @@ from pmray.data.encode import open_encoded, read_arrow
 from pmray.errors import CandidateUnavailable, OutOfMemory
 from pmray.scoring.calibration import fit_temperature, rescaled
 from pmray.scoring.ragged import flat, is_ragged, like, ragged
-from pmray.spec import Recipe
+from pmray.spec import Recipe, digest
 from pmray.tasks.base import Task
 from pmray.training import loop
-from pmray.training.model import Pretrained, divide_logits, on_this_node, open_model, quiet_transformers
+from pmray.training.hardware import device_here, place
+from pmray.training.model import (
+    Pretrained,
+    divide_logits,
+    on_this_node,
+    open_model,
+    quiet_transformers,
+    without_adapters,
+)
+from pmray.training.prediction import map_rows, measure_latency, predict
+from pmray.training.state import StateFile
 
 FACTS = "facts.json"
 """Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
@@ -57,6 +68,8 @@ class Work:
     """Key of the encoded data."""
     run: str | None = None
     """Run folder that weights and predictions are saved to; finalists only."""
+    states: str | None = None
+    """Folder of the states of fits under way; None keeps none."""
 
     @property
     def budget(self) -> int:
@@ -87,8 +100,12 @@ class Facts:
     error: str | None = None
 
 
-def carry_out(work: Work, report: Callable[[loop.Rung], None] = lambda rung: None) -> Facts:
-    """Fine-tune as `work` says.
+def carry_out(
+    work: Work,
+    report: Callable[[loop.Rung], None] = lambda rung: None,
+    keeper: loop.Keeper | None = None,
+) -> Facts:
+    """Fine-tune as `work` says; a fit that was interrupted goes on from the state that was kept.
 
     Whatever goes wrong in the trial is returned as facts, not raised: a sweep outlives its trials. In a process group
     every worker calls this; rank 0 saves.
@@ -96,8 +113,11 @@ def carry_out(work: Work, report: Callable[[loop.Rung], None] = lambda rung: Non
     Args:
         work: What to do.
         report: Called at every rung.
+        keeper: Keeps states of the fit; by default a file in ``work.states``.
     """
     started = time.perf_counter()
+    if keeper is None and work.states:
+        keeper = StateFile(state_file(work.states, work.key), writes=place()[0] == 0)
     curve: list[tuple[int, float]] = []
 
     def remember(rung: loop.Rung) -> None:
@@ -105,7 +125,7 @@ def carry_out(work: Work, report: Callable[[loop.Rung], None] = lambda rung: Non
         report(rung)
 
     try:
-        return _fit(work, remember, started)
+        return _fit(work, remember, keeper, started)
     except OutOfMemory as error:
         status, reason = "infeasible", str(error)
     except CandidateUnavailable as error:
@@ -123,21 +143,17 @@ def carry_out(work: Work, report: Callable[[loop.Rung], None] = lambda rung: Non
     )
 
 
-def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Facts:
+def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | None, started: float) -> Facts:
     task = open_task(work.task)
     cache = Path(work.cache)
     train, validation = (open_encoded(cache, work.encoding, split) for split in ("train", "validation"))
     targets, validation_targets = (open_targets(cache, work.data, split, task) for split in ("train", "validation"))
     # The seed decides the head's first weights here, and dropout and batch order in the loop.
     torch.manual_seed(work.seed)
-    model = open_model(
-        on_this_node(work.pretrained),
-        task,
-        pad=train.pad,
-        dropout=work.recipe.dropout,
-        freeze_embeddings=work.recipe.freeze_embeddings,
-    )
+    model = open_model(on_this_node(work.pretrained), task, pad=train.pad, recipe=work.recipe)
     opened = time.perf_counter() - started
+    known = MicroBatches(cache)
+    room = known.key(work.pretrained.revision, work.pretrained.candidate.layers, work.recipe)
     fitted = loop.fit(
         model,
         task,
@@ -151,7 +167,11 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
         seed=work.seed,
         report=report,
         name=work.pretrained.name,
+        keeper=keeper,
+        micro_batch_tokens=known.get(room),
     )
+    known.put(room, fitted.micro_batch_tokens, work.recipe.max_batch_tokens)
+    model = without_adapters(model)
     measured: dict[str, Any] = {
         "host": socket.gethostname(),
         "open_seconds": round(opened, 3),
@@ -159,8 +179,12 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
         "evaluate_seconds": round(fitted.evaluate_seconds, 3),
         "examples_per_second": round(fitted.examples / max(fitted.train_seconds, 1e-9), 1),
         "loss": fitted.loss,
+        "precision": fitted.precision,
+        "micro_batch_tokens": fitted.micro_batch_tokens,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    if problem := getattr(keeper, "problem", None):
+        measured["state_problem"] = problem
     if work.run:
         test = open_encoded(cache, work.encoding, "test")
         said, wanted = flat(fitted.validation), flat(validation_targets)
@@ -171,9 +195,9 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
             fitted = replace(fitted, validation=calm, task=task.tuned(calm, validation_targets, work.metric))
             measured["temperature"] = temperature
         # In fp32: what decides is what will be served.
-        test_scores = loop.predict(model, task, test)
-        if loop.rank() == 0:
-            measured["latency_ms"] = loop.measure_latency(model, task, validation)
+        test_scores = predict(model, task, test)
+        if place()[0] == 0:
+            measured["latency_ms"] = measure_latency(model, task, validation)
             for split, scores in (("test", test_scores), ("validation", fitted.validation)):
                 save_predictions(work.predictions / f"{split}.parquet", _row_ids(cache, work.data, split), scores)
             save_model(work.checkpoint, model, fitted.task, work.pretrained, work.recipe.max_length)
@@ -188,6 +212,33 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], started: float) -> Fac
     )
 
 
+class MicroBatches:
+    """Sizes of forward passes that were found to fit into memory, per model, length and device, beside encoded data."""
+
+    def __init__(self, cache: Path) -> None:
+        self.folder = cache / "micro-batches"
+
+    def key(self, revision: str, layers: int | None, recipe: Recipe) -> str:
+        """Name what decides how much memory a token takes."""
+        device = device_here()
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else socket.gethostname()
+        settings = recipe.model_dump(include={"max_length", "precision", "lora_rank", "freeze_layers", "head_only"})
+        return digest(json.dumps([revision, layers, what, settings], sort_keys=True))
+
+    def get(self, key: str) -> int | None:
+        """Tokens that fitted, or None where nothing ever failed."""
+        try:
+            return int((self.folder / key).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def put(self, key: str, tokens: int, asked: int) -> None:
+        """Remember what fitted where it is less than what was asked for."""
+        if tokens < asked:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / key).write_text(str(tokens))
+
+
 def extract_features(
     pretrained: Pretrained, settings: Mapping[str, Any], cache: Path, encoding: str, rows: NDArray[np.int64]
 ) -> NDArray[Any]:
@@ -197,7 +248,7 @@ def extract_features(
     torch.manual_seed(0)
     model = open_model(on_this_node(pretrained), task, pad=train.pad)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return loop.map_rows(model, task, train, rows, task.features, Recipe())
+    return map_rows(model, task, train, rows, task.features, Recipe())
 
 
 def open_task(settings: Mapping[str, Any]) -> Task:
@@ -219,6 +270,11 @@ def recipe_length(recipe: Recipe, pretrained: Pretrained) -> int:
 def predictions_folder(run: str | Path, key: str) -> Path:
     """Where a trial's predictions lie in a run folder."""
     return Path(run) / "predictions" / key
+
+
+def state_file(states: str | Path, key: str) -> Path:
+    """Where the state of a fit under way is kept."""
+    return Path(states) / f"{key}.pt"
 
 
 def checkpoint_folder(run: str | Path, key: str) -> Path:

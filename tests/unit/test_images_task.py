@@ -20,6 +20,7 @@ from pmray.errors import DataError
 from pmray.spec import Data, Recipe
 from pmray.tasks.images import ImageClassification
 from pmray.training import loop
+from pmray.training.prediction import predict
 from tests.tiny import tiny_image, tiny_image_model, tiny_images, write_rows
 
 TASK = ImageClassification(("blue", "green", "red"))
@@ -143,7 +144,7 @@ def test_pixels_are_those_of_the_processor_and_heads_of_another_size_are_replace
     batch = TASK.collate(encoded.rows(np.arange(7)), 0)
     assert torch.allclose(batch["pixel_values"], expected, atol=1e-5)
     model = TASK.build(folder, AutoConfig.from_pretrained(folder), 0, dtype=torch.float32)
-    assert loop.predict(model, TASK, encoded).shape == (7, 3)
+    assert predict(model, TASK, encoded).shape == (7, 3)
 
 
 def test_training_images_are_changed_a_little_and_the_same_way_for_the_same_numbers(tmp_path):

@@ -15,8 +15,10 @@ from pmray.data.encode import encode_table
 from pmray.errors import Diverged, OutOfMemory
 from pmray.spec import Candidate, Recipe
 from pmray.tasks.text import TextClassification
-from pmray.training import loop
+from pmray.training import loop, prediction
 from pmray.training.model import locate, open_model
+from pmray.training.optimizer import rate_factor
+from pmray.training.prediction import logits_to_scores, map_rows, measure_latency, predict
 from tests.tiny import tiny_model, tiny_rows
 
 TASK = TextClassification(labels=("negative", "positive"), positive="negative")
@@ -26,13 +28,15 @@ RECIPE = Recipe(lr=3e-3, epochs=4, batch_size=16, dropout=0.0, precision="fp32",
 class Setting:
     """A tiny model and rows that it can learn; made from a folder, so that processes can make the same."""
 
-    def __init__(self, folder, train=120, seed=0, dropout=0.0):
+    task = TASK
+
+    def __init__(self, folder, train=120, seed=0, dropout=0.0, recipe=None):
         self.pretrained = locate(Candidate(model=str(folder)))
         processor = TASK.processor(str(folder))
         self.train, self.targets = self.encoded(processor, train, 0)
         self.validation, self.validation_targets = self.encoded(processor, 61, 1)
         torch.manual_seed(seed)
-        self.model = open_model(self.pretrained, TASK, pad=self.train.pad, dropout=dropout)
+        self.model = open_model(self.pretrained, TASK, pad=self.train.pad, recipe=recipe or Recipe(dropout=dropout))
 
     def encoded(self, processor, count, seed):
         table = pa.Table.from_pylist(tiny_rows(count, seed))
@@ -63,7 +67,7 @@ def farthest(first, second):
 
 
 def test_a_fit_learns(setting):
-    before = loop.predict(setting.model, TASK, setting.validation).argmax(1) == setting.validation_targets
+    before = predict(setting.model, TASK, setting.validation).argmax(1) == setting.validation_targets
     fitted = setting.fit(RECIPE.changed({"epochs": 10, "batch_size": 8}))
     after = fitted.validation.argmax(1) == setting.validation_targets
     assert before.mean() < 0.7 < 0.85 < after.mean()
@@ -82,22 +86,32 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(folder):
     assert farthest(weights, other_weights) > 0
 
 
-def test_small_forward_passes_add_up_to_the_whole_batch(folder):
-    found = []
-    for tokens in (16, 40, 100_000):
-        setting = Setting(folder)
-        # One step of plain descent direction: AdamW's first step hides the size of a gradient, so look at it.
-        gradients = {}
-        step = loop._step(
-            setting.model, TASK, RECIPE.changed({"max_batch_tokens": tokens}), setting.train, setting.targets,
-            np.arange(32), 32, 1, torch.device("cpu"), loop.nullcontext(), None, "tiny",
-        )  # fmt: skip
-        gradients = {name: one.grad for name, one in setting.model.named_parameters() if one.grad is not None}
-        found.append((step, gradients))
+@pytest.fixture
+def under_way(folder):
+    """Makes the inside of a fit, to look at single steps."""
+
+    def make(recipe=RECIPE, **options):
+        setting = Setting(folder, **options)
+        parts = (setting.train, setting.targets, setting.validation, setting.validation_targets)
+        return loop._Loop(setting.model, TASK, recipe, *parts, "f1_macro", [480], 0, "tiny", None)
+
+    return make
+
+
+def gradients(fit, rows):
+    loss = fit._gradients(rows)
+    return loss, {n: one.grad for n, one in enumerate(fit.optimizer.masters) if one.grad is not None}
+
+
+def test_small_forward_passes_add_up_to_the_whole_batch(under_way):
+    found = [
+        gradients(under_way(RECIPE.changed({"max_batch_tokens": tokens})), np.arange(32))
+        for tokens in (16, 40, 100_000)
+    ]
     *parts, (whole_loss, whole) = found
-    for loss, gradients in parts:
+    for loss, part in parts:
         assert loss == pytest.approx(whole_loss, abs=1e-5)
-        assert farthest(whole, gradients) < 1e-5
+        assert farthest(whole, part) < 1e-5
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step_and_the_rate(setting):
@@ -107,13 +121,59 @@ def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step_and_the_rate(setti
         setting.fit()
 
 
-def test_running_out_of_memory_names_the_micro_batch(setting, monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("no room")
+class Full:
+    """A forward pass that runs out of memory at some calls, or with more than some rows."""
 
+    def __init__(self, model, calls=(), rows=10_000, error=torch.OutOfMemoryError):
+        self.forward, self.calls, self.rows, self.error, self.call = model.forward, calls, rows, error, 0
+        self.sizes = []
+
+    def __call__(self, **batch):
+        self.call += 1
+        self.sizes.append(len(batch["input_ids"]))
+        if self.call in self.calls or len(batch["input_ids"]) > self.rows:
+            raise self.error("DefaultCPUAllocator: can't allocate memory")
+        return self.forward(**batch)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize("calls", [(1,), (50,), (1, 50)])
+def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_passes(folder, monkeypatch, calls, error):
+    recipe = RECIPE.changed({"epochs": 8})
+    expected = Setting(folder)
+    fitted = expected.fit(recipe)
+    setting = Setting(folder)
+    monkeypatch.setattr(setting.model, "forward", Full(setting.model, calls, error=error))
+    again = setting.fit(recipe)
+    assert again.micro_batch_tokens < fitted.micro_batch_tokens
+    assert np.allclose(again.validation, fitted.validation, atol=1e-3)
+    assert farthest(setting.weights(), expected.weights()) < 1e-3
+    assert again.examples == fitted.examples
+
+
+def test_the_found_size_of_a_pass_stays_found(setting, monkeypatch):
+    full = Full(setting.model, rows=4)
     monkeypatch.setattr(setting.model, "forward", full)
-    with pytest.raises(OutOfMemory, match=r"tiny ran out of memory on cpu with a micro-batch of 16 rows x \d+ tokens"):
+    fitted = setting.fit(RECIPE.changed({"epochs": 1}))
+    assert fitted.examples == 120
+    failed = sum(size > 4 for size in full.sizes)
+    # Training finds it in the first step, each of the two evaluations for itself; eight steps would fail 16 times more.
+    assert failed < 16
+
+
+def test_not_even_one_row_is_out_of_memory_with_the_arithmetic(setting, monkeypatch):
+    monkeypatch.setattr(setting.model, "forward", Full(setting.model, rows=0))
+    with pytest.raises(OutOfMemory, match=r"tiny ran out .* of 1 rows x \d+ tokens \(0.0 GiB .*shard: true"):
         setting.fit(name="tiny")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(setting, monkeypatch):
+    def wrong(**batch):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(setting.model, "forward", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        setting.fit()
 
 
 def test_the_weights_of_the_best_rung_are_restored(setting, monkeypatch):
@@ -124,7 +184,7 @@ def test_the_weights_of_the_best_rung_are_restored(setting, monkeypatch):
     assert [rung.score for rung in fitted.curve] == [0.2, 0.9, 0.9, 0.5]
     assert fitted.score == 0.9
     assert farthest(setting.weights(), at_rung[1]) == 0
-    assert np.array_equal(loop.predict(setting.model, TASK, setting.validation, RECIPE), fitted.validation)
+    assert np.array_equal(predict(setting.model, TASK, setting.validation, RECIPE), fitted.validation)
 
 
 def test_every_rung_is_reported_in_examples_seen(setting):
@@ -180,7 +240,7 @@ def test_rungs_are_powers_of_the_reduction(recipe, rows, rungs, expected):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_the_learning_rate_rises_then_falls_as_asked(schedule):
-    factors = [loop._lr_factor(step, 100, Recipe(warmup=0.1, schedule=schedule)) for step in range(100)]
+    factors = [rate_factor(step, 100, Recipe(warmup=0.1, schedule=schedule)) for step in range(100)]
     assert 0 < factors[0] < 0.2
     assert factors[:10] == sorted(factors[:10])
     assert factors[10:] == sorted(factors[10:], reverse=True)
@@ -189,28 +249,28 @@ def test_the_learning_rate_rises_then_falls_as_asked(schedule):
 
 
 def test_predictions_do_not_depend_on_the_batches(setting, monkeypatch):
-    whole = loop.predict(setting.model, TASK, setting.validation)
-    monkeypatch.setattr(loop, "EVALUATION_TOKENS", 30)
-    assert np.allclose(loop.predict(setting.model, TASK, setting.validation), whole, atol=1e-6)
+    whole = predict(setting.model, TASK, setting.validation)
+    monkeypatch.setattr(prediction, "EVALUATION_TOKENS", 30)
+    assert np.allclose(predict(setting.model, TASK, setting.validation), whole, atol=1e-6)
 
 
 def test_predictions_come_in_the_order_of_the_rows(setting):
-    whole = loop.predict(setting.model, TASK, setting.validation)
+    whole = predict(setting.model, TASK, setting.validation)
     order = np.random.default_rng(0).permutation(len(whole))
-    part = loop.map_rows(setting.model, TASK, setting.validation, order, loop._logits_to_scores(TASK), None)
+    part = map_rows(setting.model, TASK, setting.validation, order, logits_to_scores(TASK), None)
     assert np.allclose(part, whole[order], atol=1e-6)
 
 
 def test_predicting_leaves_a_model_in_evaluation_and_without_gradients(setting):
     setting.model.train()
-    loop.predict(setting.model, TASK, setting.validation)
+    predict(setting.model, TASK, setting.validation)
     assert not setting.model.training
     assert all(one.grad is None for one in setting.model.parameters())
 
 
 def test_latency_is_milliseconds_of_one_row(setting):
     started = time.perf_counter()
-    found = loop.measure_latency(setting.model, TASK, setting.validation, count=5)
+    found = measure_latency(setting.model, TASK, setting.validation, count=5)
     assert 0 < found < 1000 * (time.perf_counter() - started)
 
 
@@ -218,7 +278,7 @@ def work_in_a_process(rank, workers, store, folder, answer):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     setting = Setting(folder)
-    before = loop.predict(setting.model, TASK, setting.validation)
+    before = predict(setting.model, TASK, setting.validation)
     # A batch of 17 in two shares, and 120 rows with a last step of one row: nothing divides evenly.
     fitted = setting.fit(RECIPE.changed({"batch_size": 17}))
     found = {"before": before, "validation": fitted.validation, "score": fitted.score, "loss": fitted.loss}
@@ -237,7 +297,7 @@ def test_two_workers_do_what_one_does(folder, tmp_path):
     assert farthest(first["weights"], second["weights"]) == 0
 
     alone = Setting(folder)
-    assert np.allclose(loop.predict(alone.model, TASK, alone.validation), first["before"], atol=1e-6)
+    assert np.allclose(predict(alone.model, TASK, alone.validation), first["before"], atol=1e-6)
     fitted = alone.fit(RECIPE.changed({"batch_size": 17}))
     assert first["score"] == pytest.approx(fitted.score, abs=0.01)
     assert first["loss"] == pytest.approx(fitted.loss, abs=0.01)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pmray.data.encode import encode_table
 from pmray.errors import CandidateUnavailable
-from pmray.spec import Candidate
+from pmray.spec import Candidate, Recipe
 from pmray.tasks.text import TextClassification
 from pmray.training.model import check_processor, locate, on_this_node, open_model
 from tests.tiny import tiny_model, tiny_rows
@@ -133,7 +133,7 @@ def test_labels_are_written_into_the_configuration(folders):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_and_frozen_embeddings_follow_the_recipe(folders, family):
-    model, _ = opened(found(folders[family]), dropout=0.35, freeze_embeddings=True)
+    model, _ = opened(found(folders[family]), recipe=Recipe(dropout=0.35, freeze_embeddings=True))
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates <= {0.35}
     assert family == "llama" or rates

@@ -11,6 +11,7 @@ from pmray.scoring.ragged import flat
 from pmray.spec import Recipe
 from pmray.tasks.tokens import TokenClassification
 from pmray.training import loop
+from pmray.training.prediction import predict
 from tests.tiny import tiny_model, tiny_tagged
 
 TASK = TokenClassification(("O", "B-bad", "I-bad", "B-good", "I-good"))
@@ -49,7 +50,7 @@ def test_a_word_without_a_token_is_still_answered(folder):
     encoded = encode_table(TASK, rows([["\u200b ", "good "], [" "]]), processor, 16)
     assert [len(row) for row in encoded.table["places"].to_pylist()] == [2, 1]
     model = TASK.build(folder, AutoConfig.from_pretrained(folder), 0)
-    assert [len(row) for row in loop.predict(model, TASK, encoded)] == [2, 1]
+    assert [len(row) for row in predict(model, TASK, encoded)] == [2, 1]
 
 
 def test_it_learns_tags_in_windows_too(folder):

@@ -93,7 +93,7 @@ def test_too_little_memory_is_infeasible_not_a_failure(work, monkeypatch, error)
     monkeypatch.setattr(torch.Tensor, "backward", full)
     facts = carry_out(work)
     assert facts.status == "infeasible"
-    assert "ran out of memory on cpu with a micro-batch of 16 rows" in facts.error
+    assert "ran out of memory on cpu with a micro-batch of 1 rows" in facts.error
 
 
 def test_running_out_of_memory_in_evaluation_is_infeasible_too(work, monkeypatch):
@@ -176,3 +176,60 @@ def test_rows_are_cut_to_what_the_model_can_take(work):
     assert recipe_length(Recipe(max_length=512), work.pretrained) == 64
     assert recipe_length(Recipe(max_length=32), work.pretrained) == 32
     assert recipe_length(Recipe(max_length=512), dataclasses.replace(work.pretrained, max_positions=None)) == 512
+
+
+def test_a_size_of_passes_that_was_found_is_remembered_for_the_next_trial(work, monkeypatch, tmp_path):
+    import shutil
+
+    cache = tmp_path / "cache"
+    shutil.copytree(work.cache, cache)
+    mine = dataclasses.replace(work, cache=str(cache))
+    backward, failures = torch.Tensor.backward, []
+
+    def full(loss, *args, **options):
+        if not failures:
+            failures.append(loss)
+            raise torch.OutOfMemoryError("no room")
+        return backward(loss, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", full)
+    first = carry_out(mine)
+    second = carry_out(mine)
+    assert first.status == second.status == "done"
+    assert first.measured["micro_batch_tokens"] == second.measured["micro_batch_tokens"] < 8192
+    other = carry_out(dataclasses.replace(mine, recipe=mine.recipe.changed({"max_length": 15})))
+    assert other.measured["micro_batch_tokens"] == 8192
+
+
+def test_an_interrupted_trial_goes_on_and_leaves_no_state_problem(work, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(rung):
+        raise Killed
+
+    states = tmp_path / "states"
+    mine = dataclasses.replace(work, states=str(states))
+    keeper = trial.StateFile(trial.state_file(states, mine.key), seconds=0)
+    with pytest.raises(Killed):
+        carry_out(mine, kill, keeper)
+    assert [file.name for file in states.iterdir()] == ["k.pt"]
+    seen = []
+    facts = carry_out(mine, seen.append)
+    assert facts.curve == carry_out(work).curve
+    assert "state_problem" not in facts.measured
+
+
+def test_a_merged_adapter_is_a_plain_bundle(work, tmp_path):
+    recipe = work.recipe.changed({"lora_rank": 2})
+    mine = dataclasses.replace(work, recipe=recipe, run=str(tmp_path))
+    assert carry_out(mine).status == "done"
+    model = AutoModelForSequenceClassification.from_pretrained(mine.checkpoint)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    # What transformers opens predicts what the trial wrote down.
+    ids, scores = read_predictions(mine.predictions / "validation.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(mine.checkpoint)
+    texts = table(20, 1)["text"].to_pylist()
+    with torch.no_grad():
+        found = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.softmax(-1).numpy()
+    assert np.allclose(found, scores, atol=1e-5) and len(ids) == 20

@@ -1,0 +1,90 @@
+"""States of fits under way, so that an interrupted fit goes on where it was: files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+State = dict[str, Any]
+"""All that a fit needs to go on as if it had never stopped: tensors, numbers and texts."""
+
+STATE_SECONDS = 30.0
+"""Between two states that are kept."""
+
+
+class StateFile:
+    """Keeps the latest state of a fit in a file.
+
+    A disk that is full, or a file that is damaged, costs what an interruption costs without states, never the fit:
+    ``problem`` then says what happened.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True, seconds: float = STATE_SECONDS) -> None:
+        """Name the file.
+
+        Args:
+            path: It, in a folder that need not be there yet.
+            writes: Whether this process writes it; of several workers that hold the same, one does.
+            seconds: Between two states.
+        """
+        self.path, self.writes, self.seconds = path, writes, seconds
+        self.problem: str | None = None
+
+    def urgent(self) -> bool:
+        """Whether this process will soon be ended: nobody tells it."""
+        return False
+
+    def load(self) -> State | None:
+        """The state that was kept, or None where there is none that can be read."""
+        if not self.path.is_file():
+            return None
+        try:
+            return read_state(self.path)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+            self.problem = f"{self.path} cannot be read ({_one_line(error)}); the fit started over"
+            return None
+
+    def save(self, state: State) -> None:
+        """Keep a state in place of the one before."""
+        if not self.writes:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_state(self.path, state)
+        except (OSError, RuntimeError) as error:
+            self.problem = f"no state could be kept in {self.path.parent} ({_one_line(error)})"
+            self.seconds = float("inf")
+
+    def discard(self) -> None:
+        """Delete what was kept."""
+        if self.writes:
+            self.path.unlink(missing_ok=True)
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write a state; who reads at the same time finds the one before, or this one.
+
+    Raises:
+        OSError: It cannot be written, or RuntimeError, which torch raises for a full disk.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(state, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_state(path: Path) -> State:
+    """Read what ``write_state`` wrote; tensors and plain values only, no code is run."""
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

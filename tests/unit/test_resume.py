@@ -1,0 +1,120 @@
+"""An interrupted fit goes on where it was, and ends with the weights of one that never stopped."""
+
+import numpy as np
+import pytest
+import torch
+
+from pmray.spec import Recipe
+from pmray.training import loop
+from pmray.training.state import StateFile, read_state
+from tests.tiny import tiny_model
+from tests.unit.test_loop import RECIPE, Setting, farthest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("models") / "bert")
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class AtStep(StateFile):
+    """Keeps a state after one step of the fit, and ends the fit some steps later."""
+
+    def __init__(self, path, step, later):
+        super().__init__(path, seconds=float("inf"))
+        self.step, self.end, self.asked = step, step + later, 0
+
+    def urgent(self):
+        self.asked += 1
+        if self.asked == self.end:
+            raise Killed
+        return self.asked == self.step
+
+
+RECIPES = {
+    "fp32": RECIPE,
+    "bf16": RECIPE.changed({"precision": "bf16"}),
+    "dropout": RECIPE.changed({"dropout": 0.3}),
+    "balanced": RECIPE.changed({"sampling": "balanced", "patience": 5, "layer_decay": 0.9}),
+    "adapters": RECIPE.changed({"lora_rank": 2, "precision": "bf16"}),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("step", [3, 13])
+def test_a_fit_that_goes_on_gives_the_weights_of_one_that_never_stopped(folder, tmp_path, name, step):
+    """Eight steps an epoch, rungs after 160 and 480 examples: step 3 is before the first rung, step 13 behind it."""
+    recipe = RECIPES[name]
+    whole = Setting(folder, recipe=recipe)
+    expected = whole.fit(recipe)
+    with pytest.raises(Killed):
+        Setting(folder, recipe=recipe).fit(recipe, keeper=AtStep(tmp_path / "state.pt", step, later=4))
+    again = Setting(folder, recipe=recipe, seed=99)  # other first weights: all must come from the state
+    reported = []
+    found = again.fit(recipe, keeper=StateFile(tmp_path / "state.pt"), report=reported.append)
+    assert farthest(whole.weights(), again.weights()) == 0
+    assert found.validation.tobytes() == expected.validation.tobytes()
+    assert [(rung.examples, rung.score) for rung in found.curve] == [(r.examples, r.score) for r in expected.curve]
+    assert (found.examples, found.loss) == (expected.examples, expected.loss)
+    assert len(reported) == (2 if step == 3 else 1)
+
+
+def test_a_damaged_state_costs_the_time_and_not_the_fit(folder, tmp_path):
+    path = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        Setting(folder).fit(keeper=AtStep(path, 5, later=1))
+    path.write_bytes(path.read_bytes()[:-200])
+    keeper = StateFile(path)
+    whole, again = Setting(folder), Setting(folder)
+    assert whole.fit().validation.tobytes() == again.fit(keeper=keeper).validation.tobytes()
+    assert "state.pt cannot be read" in keeper.problem and "started over" in keeper.problem
+
+
+def test_a_full_disk_costs_the_states_and_not_the_fit(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    keeper = StateFile(tmp_path / "state.pt", seconds=0)
+    assert Setting(folder).fit(keeper=keeper).examples == 480
+    assert "No space left on device" in keeper.problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_is_read_without_running_code(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    torch.save({"weights": Trap()}, tmp_path / "state.pt")
+    keeper = StateFile(tmp_path / "state.pt")
+    assert keeper.load() is None and keeper.problem
+    keeper = StateFile(tmp_path / "kept.pt", seconds=0)
+    Setting(folder).fit(keeper=keeper)
+    assert read_state(keeper.path)["counts"][0] < 480
+    keeper.discard()
+    assert not keeper.path.exists()
+
+
+def test_a_fit_that_stopped_getting_better_ends_early(folder, monkeypatch):
+    from pmray.tasks.text import TextClassification
+
+    scores = iter([0.5, 0.9, 0.8, 0.8, 0.95])
+    monkeypatch.setattr(TextClassification, "score", lambda *_: np.array([next(scores)]))
+    fitted = Setting(folder).fit(Recipe(**{**RECIPE.model_dump(), "patience": 2}), rungs=[96, 192, 288, 384, 480])
+    assert [rung.score for rung in fitted.curve] == [0.5, 0.9, 0.8, 0.8]
+    assert fitted.score == 0.9
+
+
+def test_a_loss_that_runs_away_ends_the_fit(folder, monkeypatch):
+    setting = Setting(folder)
+    fit = loop._Loop(
+        setting.model, setting.task, RECIPE, setting.train, setting.targets, setting.validation,
+        setting.validation_targets, "f1_macro", [160, 480], 0, "tiny", None,
+    )  # fmt: skip
+    fit.first_losses, fit.losses, fit.seen = [0.7] * loop.FIRST_STEPS, [2.5] * 5, 160
+    with pytest.raises(loop.Diverged, match=r"mean loss \(at first 0.7\) rose to 2.5 at step 0 with lr 0.003"):
+        fit._evaluate()

@@ -134,7 +134,7 @@ def _planned(prepared: Prepared, one: Pretrained, rate: float) -> PlannedCandida
     tokens = _mean_tokens(prepared, one)
     # A step multiplies every weight of the layers two times forward and four times backward (Kaplan et al. 2020).
     operations = 6 * one.layer_parameters * tokens * arm.default.epochs * len(prepared.dataset.train)
-    workers = resources.workers * max(1.0, resources.cpus_per_worker)
+    workers = resources.fewest * max(1.0, resources.cpus_per_worker)
     return PlannedCandidate(
         name=one.name,
         model=one.candidate.model,
@@ -142,7 +142,7 @@ def _planned(prepared: Prepared, one: Pretrained, rate: float) -> PlannedCandida
         parameters=one.parameters,
         recipe=arm.default.model_dump(),
         space={field: show_range(values) for field, values in arm.space.items()},
-        workers=resources.workers,
+        workers=resources.fewest,
         cpus=resources.cpus_per_worker,
         gpus=resources.gpus_per_worker,
         tokens=round(tokens, 1),

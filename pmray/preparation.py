@@ -79,6 +79,7 @@ class Prepared:
         """
         one = self.pretrained(name)
         budget = rungs_of(recipe, len(self.dataset.train), 0, 1)[-1]
+        resources = self.spec.resources_of(one.candidate)
         early = [rung for rung in self.rungs if rung < budget] if stage == "sweep" else self._epochs(recipe, budget)
         return Work(
             key=self.key(stage, one, recipe.model_dump(), seed, budget),
@@ -93,6 +94,9 @@ class Prepared:
             encoding=self.encodings[name, recipe_length(recipe, one)],
             run=None if run is None else str(run),
             states=None if states is None else str(states),
+            state_seconds=self.spec.search.state_seconds,
+            shard=resources.shard,
+            checkpoint_activations=resources.checkpoint_activations,
         )
 
     def _epochs(self, recipe: Recipe, budget: int) -> list[int]:
@@ -163,8 +167,8 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False) -> Prepared:
     return prepared
 
 
-Elsewhere = Callable[[Pretrained, str, int, Sequence[Shard], Callable[[int], None]], None]
-"""Encodes shards on a cluster, given (candidate, key, length, shards, progress)."""
+Elsewhere = Callable[[Pretrained, str, int, Callable[[int], None], Sequence[Shard]], None]
+"""Encodes shards on a cluster, given (candidate, key, length, progress, shards)."""
 
 
 def encode_all(prepared: Prepared, console: Console, elsewhere: Elsewhere | None = None) -> int:
@@ -194,7 +198,7 @@ def encode_all(prepared: Prepared, console: Console, elsewhere: Elsewhere | None
                 max_length=length,
                 cache=prepared.cache,
                 progress=advance,
-                elsewhere=partial(elsewhere, one, key, length) if elsewhere else None,
+                elsewhere=partial(elsewhere, one, key, length, advance) if elsewhere else None,
             )
     if done:
         console.print(f"encoded {rows} rows with {len(wanted)} tokenizer(s), once for all trials")

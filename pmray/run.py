@@ -49,8 +49,11 @@ class Run:
 
     def discard_state(self, key: str) -> None:
         """Delete the state of a fit that has ended."""
-        for file in self.states.glob(f"{key}*"):
-            file.unlink(missing_ok=True)
+        for kept in self.states.glob(f"*{key}*"):
+            if kept.is_dir():
+                shutil.rmtree(kept, ignore_errors=True)
+            else:
+                kept.unlink(missing_ok=True)
 
     def write_verdict(self, values: dict[str, Any]) -> None:
         """Write ``verdict.json`` whole or not at all."""

@@ -252,13 +252,51 @@ AnyRange = Annotated[
 ]
 
 
+def _count_kind(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "<count>"
+    return "<range>" if isinstance(value, list | tuple) else None
+
+
 class Resources(Section):
     """What one trial of a candidate gets."""
 
-    workers: int = Field(default=1, ge=1)
-    """Processes per trial; more than one trains data-parallel with Ray Train."""
+    workers: Annotated[
+        Annotated[int, Tag("<count>")] | Annotated[tuple[int, int], Tag("<range>")],
+        _one_of("a number or [min, max]", _count_kind),
+    ] = 1
+    """Processes per trial; more than one train data-parallel with Ray Train. [min, max] takes what is free, and goes on
+    with fewer when one is lost."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    shard: bool = False
+    """Shard weights, gradients and optimizer states over the workers (FSDP2): for models that do not fit into one."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass in place of keeping them: less memory, a third more time."""
+
+    @field_validator("workers")
+    @classmethod
+    def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = value if isinstance(value, tuple) else (value, value)
+        if not 1 <= low <= high:
+            raise ValueError(f"1 <= min <= max must hold, but got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _sharding_needs_workers(self) -> Self:
+        if self.shard and self.most == 1:
+            raise ValueError("`shard: true` needs several workers; set `workers`")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which a trial does not start."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most(self) -> int:
+        """Workers that a trial takes where they are free."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class Candidate(Section):
@@ -376,6 +414,8 @@ class Search(Section):
     """Models that are re-fitted and compared on the test rows."""
     seeds: int = Field(default=3, ge=1)
     """Fits per finalist."""
+    state_seconds: float = Field(default=30.0, gt=0)
+    """Between two states of a fit that are kept for the case that it is interrupted."""
     concurrency: int | None = Field(default=None, ge=1)
     """Trials at a time; by default as many as the cluster holds."""
     seed: int = 0
@@ -397,12 +437,6 @@ class Decide(Section):
     """Bootstrap draws."""
 
 
-def _replicas_kind(value: object) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return "<count>"
-    return "<range>" if isinstance(value, list | tuple) else None
-
-
 class Serve(Section):
     """The endpoint."""
 
@@ -410,7 +444,7 @@ class Serve(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     replicas: Annotated[
         Annotated[int, Tag("<count>")] | Annotated[tuple[int, int], Tag("<range>")],
-        _one_of("a number or [min, max]", _replicas_kind),
+        _one_of("a number or [min, max]", _count_kind),
     ] = 1
     """Fixed, or [min, max] for autoscaling."""
     cpus: float = Field(default=1.0, ge=0)

@@ -213,7 +213,7 @@ def _encode(prepared: Prepared, cluster: Capacity, console: Console) -> None:
     rows = len(data.train) + len(data.validation) + len(data.test)
 
     def elsewhere(
-        one: Pretrained, key: str, length: int, shards: Sequence[Shard], progress: Callable[[int], None]
+        one: Pretrained, key: str, length: int, progress: Callable[[int], None], shards: Sequence[Shard]
     ) -> None:
         encode_shards(
             shards,

@@ -26,6 +26,8 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # Worker groups on a busy machine start slowly; a plan that does not fit is refused before, so waiting is safe.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # A worker group is seen to have ended, or a state of a fit to be kept, when it is asked: every two seconds by itself.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Relative paths mean the folder where the user is.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -131,19 +133,19 @@ def at_a_time(demands: Mapping[str, Resources], cluster: Capacity, limit: int | 
     """
     for name, one in demands.items():
         for kind, asked, total in (
-            ("CPUs", one.workers * one.cpus_per_worker, cluster.cpus),
-            ("GPUs", one.workers * one.gpus_per_worker, cluster.gpus),
+            ("CPUs", one.fewest * one.cpus_per_worker, cluster.cpus),
+            ("GPUs", one.fewest * one.gpus_per_worker, cluster.gpus),
         ):
             if asked > total:
                 each = one.cpus_per_worker if kind == "CPUs" else one.gpus_per_worker
                 raise ClusterError(
-                    f"candidate {name!r} asks for {one.workers} workers x {each:g} {kind} = {asked:g}, but the cluster "
+                    f"candidate {name!r} asks for {one.fewest} workers x {each:g} {kind} = {asked:g}, but the cluster "
                     f"has {total:g} on {cluster.nodes} node(s); lower `resources`, or connect to a larger cluster."
                 )
     fits = min(
         min(
-            cluster.cpus // (one.workers * one.cpus_per_worker),
-            cluster.gpus // (one.workers * one.gpus_per_worker) if one.gpus_per_worker else float("inf"),
+            cluster.cpus // (one.fewest * one.cpus_per_worker),
+            cluster.gpus // (one.fewest * one.gpus_per_worker) if one.gpus_per_worker else float("inf"),
         )
         for one in demands.values()
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,13 +13,21 @@ from threading import Thread
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from pmray.errors import OutOfMemory
 from pmray.spec import Resources
 from pmray.training.loop import Rung
+from pmray.training.state import State, StateFile, write_state
 from pmray.training.trial import FACTS, Facts, Work, carry_out
+
+STATE = "state.pt"
+"""Name of the file in a checkpoint."""
+
+QUESTIONS = 20
+"""Steps between two questions whether a node will be taken away: a question is a round trip of all workers."""
 
 
 def fit_all(
@@ -68,8 +78,7 @@ def fit_all(
                 drain(timeout=0)
             if key not in ended:
                 ended.add(key)
-                reason = group.error or "the worker group ended without a result"
-                on_end(by_key[key], Facts(status="failed", error=reason))
+                on_end(by_key[key], group.failure)
     queue.shutdown()
 
 
@@ -78,23 +87,33 @@ class _Group(Thread):
 
     def __init__(self, work: Work, resources: Resources, queue: Queue, scratch: Path) -> None:
         super().__init__(daemon=True)
-        self.error: str | None = None
+        self.failure = Facts(status="failed", error="the worker group ended without a result")
+        """What came of the work where no worker told it."""
         self.trainer = TorchTrainer(
             _worker,
             train_loop_config={"work": work, "queue": queue},
             scaling_config=scaling(resources),
-            # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
             run_config=RunConfig(
-                name=work.key, storage_path=str(scratch), failure_config=FailureConfig(max_failures=2)
+                name=work.key,
+                # Beside the states of other fits: they outlive this driver.
+                storage_path=work.states or str(scratch),
+                # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
+                failure_config=FailureConfig(max_failures=2),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
 
     def run(self) -> None:
-        """Train; what Ray Train raises is kept as text."""
+        """Train; what Ray Train raises is kept as facts."""
         try:
             self.trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            self.error = str(error).strip()[-1000:]
+            told = [str(one).strip() for one in getattr(error, "worker_failures", {}).values()]
+            # Workers that lost another one tell of their connection to it; the cause is what that one tells.
+            told.sort(key=lambda text: "torch/distributed" in text)
+            reason = told[0] if told else str(error).strip()
+            status = "infeasible" if f"{OutOfMemory.__name__}: " in reason else "failed"
+            self.failure = Facts(status=status, error=reason[-1000:])
 
 
 def scaling(resources: Resources) -> ScalingConfig:
@@ -116,11 +135,58 @@ def _worker(config: dict[str, Any]) -> None:
     if done.is_file():
         facts = read_facts(done)
     else:
-        facts = carry_out(work, partial(_send, queue, work.key) if first else _keep_silent)
+        report = partial(_send, queue, work.key) if first else _keep_silent
+        facts = carry_out(work, report, _Checkpoints(work.state_seconds, first) if work.states else None)
         if first and facts.status == "done":
             done.write_text(json.dumps(asdict(facts)))
     if first:
         queue.put((work.key, facts))
+
+
+class _Checkpoints:
+    """Keeps the states of a fit with Ray Train, which brings them to any storage while the fit goes on."""
+
+    def __init__(self, seconds: float, first: bool) -> None:
+        self.seconds, self.first = seconds, first
+        self.asked = 0
+        self.warned = False
+        self.problem: str | None = None
+
+    def load(self) -> State | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            kept = StateFile(Path(folder) / STATE)
+            state = kept.load()
+        self.problem = kept.problem
+        return state
+
+    def save(self, state: State) -> None:
+        checkpoint = None
+        if self.first:
+            folder = Path(tempfile.mkdtemp(prefix="pmray-state-"))
+            try:
+                write_state(folder / STATE, state)
+                checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+            except (OSError, RuntimeError) as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                self.problem = f"no state could be kept ({error})"
+        # All workers report, whoever has something.
+        ray.train.report(
+            {"state": True},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def urgent(self) -> bool:
+        """Whether a node is about to be taken away; said once."""
+        self.asked += 1
+        if self.warned or self.asked % QUESTIONS:
+            return False
+        self.warned = ray.train.get_preemption_info() is not None
+        return self.warned
 
 
 def _send(queue: Queue, key: str, rung: Rung) -> None:

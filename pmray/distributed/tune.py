@@ -125,7 +125,7 @@ def run_trials(
     if proposals.first is None:
         return
     # Trials of one worker share actors; several workers make a trial that ends its own worker group.
-    nested = {name: demand for name, demand in resources.items() if demand.workers > 1}
+    nested = {name: demand for name, demand in resources.items() if demand.most > 1}
 
     def demand_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         name = config["work"].pretrained.name

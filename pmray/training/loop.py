@@ -39,6 +39,8 @@ from pmray.training.state import State
 RISEN = 3.0
 """A mean training loss this many times that of the first steps is one that has run away."""
 FIRST_STEPS = 10
+KEEPING = 20.0
+"""A fit trains at least this many times as long as keeping its states takes."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Fitted:
     """Mean training loss of the last rung."""
     micro_batch_tokens: int
     """Tokens of one forward pass that fitted into memory."""
+    resumed_at: int
+    """Examples that an interrupted fit had seen when this one went on; 0 for one from the beginning."""
     precision: str
     """What was chosen: ``fp32``, ``bf16`` or ``fp16``."""
     validation: NDArray[Any] = field(repr=False)
@@ -216,9 +220,12 @@ class _Loop:
         self.loss = math.nan
         self.without_gain = 0
         self.evaluating = 0.0
+        self.resumed_at = 0
         self.before = 0.0
         """Seconds of an earlier process."""
         self.started = self.kept = time.perf_counter()
+        self.keeping = 0.0
+        """Seconds that the latest state took to be kept."""
 
     def run(self, report: Callable[[Rung], None]) -> Fitted:
         state = self.keeper.load() if self.keeper else None
@@ -405,6 +412,7 @@ class _Loop:
             evaluate_seconds=self.evaluating,
             loss=self.loss,
             micro_batch_tokens=self.micro,
+            resumed_at=self.resumed_at,
             precision=self.precision,
             validation=self.best.scores,
             task=self.best.task,
@@ -426,15 +434,18 @@ class _Loop:
             return
         # Asked in every step by all workers alike.
         urgent = self.keeper.urgent()
-        now = urgent or time.perf_counter() - self.kept >= self.keeper.seconds
+        pause = max(self.keeper.seconds, KEEPING * self.keeping)
+        now = urgent or (self.rank == 0 and time.perf_counter() - self.kept >= pause)
         if self.workers > 1:
             # All workers keep the same step, or none.
             told = torch.tensor([int(now)], device=self.device)
             dist.all_reduce(told, op=dist.ReduceOp.MAX)
             now = bool(told)
         if now:
+            before = time.perf_counter()
             self.keeper.save(self._state())
             self.kept = time.perf_counter()
+            self.keeping = self.kept - before
 
     def _state(self) -> State:
         assert self.waiting
@@ -452,6 +463,7 @@ class _Loop:
 
     def _restore(self, state: State) -> None:
         self.seen, self.step, self.epoch, self.batch, self.without_gain, self.good_steps, self.micro = state["counts"]
+        self.resumed_at = self.seen
         self.scale, self.loss, self.evaluating, self.before = state["numbers"]
         self.losses, self.first_losses, self.waiting = state["losses"], state["first_losses"], state["waiting"]
         self.curve = [Rung(*rung) for rung in state["curve"]]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from pmray.spec import Recipe
 from pmray.training.layers import depths
@@ -76,7 +77,9 @@ class Optimizer:
         """
         if scale != 1.0:
             torch._foreach_mul_([one.grad for one in self.masters if one.grad is not None], 1 / scale)
-        norm = float(nn.utils.clip_grad_norm_(self.masters, clip))
+        total = nn.utils.clip_grad_norm_(self.masters, clip)
+        # Of sharded weights each worker holds a part of the sum.
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):
             for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor

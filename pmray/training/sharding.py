@@ -34,7 +34,9 @@ def shard(model: nn.Module, *, low_precision: bool) -> None:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Compute the activations inside each layer again in the backward pass, in place of keeping them."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    # transformers gave it a new name in its fifth version.
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
 
 
 def is_sharded(model: nn.Module) -> bool:

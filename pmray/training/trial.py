@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from pmray import plugins
 from pmray.data.encode import open_encoded, read_arrow
-from pmray.errors import CandidateUnavailable, OutOfMemory
+from pmray.errors import CandidateUnavailable, OutOfMemory, TrialError
 from pmray.scoring.calibration import fit_temperature, rescaled
 from pmray.scoring.ragged import flat, is_ragged, like, ragged
 from pmray.spec import Recipe, digest
 from pmray.tasks.base import Task
-from pmray.training import loop
-from pmray.training.hardware import device_here, place
+from pmray.training import loop, sharding
+from pmray.training.hardware import device_here, place, precision_of
 from pmray.training.model import (
     Pretrained,
     divide_logits,
@@ -40,7 +40,7 @@ from pmray.training.model import (
     without_adapters,
 )
 from pmray.training.prediction import map_rows, measure_latency, predict
-from pmray.training.state import StateFile
+from pmray.training.state import STATE_SECONDS, StateFile
 
 FACTS = "facts.json"
 """Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
@@ -70,6 +70,11 @@ class Work:
     """Run folder that weights and predictions are saved to; finalists only."""
     states: str | None = None
     """Folder of the states of fits under way; None keeps none."""
+    state_seconds: float = STATE_SECONDS
+    """Between two of them."""
+    shard: bool = False
+    """Shard the model over the workers."""
+    checkpoint_activations: bool = False
 
     @property
     def budget(self) -> int:
@@ -108,7 +113,8 @@ def carry_out(
     """Fine-tune as `work` says; a fit that was interrupted goes on from the state that was kept.
 
     Whatever goes wrong in the trial is returned as facts, not raised: a sweep outlives its trials. In a process group
-    every worker calls this; rank 0 saves.
+    every worker calls this; rank 0 saves. There, what may have happened to one worker alone is raised, for the others
+    wait for it: the group has to end, and may start again.
 
     Args:
         work: What to do.
@@ -117,7 +123,7 @@ def carry_out(
     """
     started = time.perf_counter()
     if keeper is None and work.states:
-        keeper = StateFile(state_file(work.states, work.key), writes=place()[0] == 0)
+        keeper = StateFile(state_file(work.states, work.key), writes=place()[0] == 0, seconds=work.state_seconds)
     curve: list[tuple[int, float]] = []
 
     def remember(rung: loop.Rung) -> None:
@@ -127,10 +133,16 @@ def carry_out(
     try:
         return _fit(work, remember, keeper, started)
     except OutOfMemory as error:
+        if work.shard and place()[1] > 1:
+            raise
         status, reason = "infeasible", str(error)
     except CandidateUnavailable as error:
         status, reason = "unavailable", str(error)
-    except Exception as error:  # noqa: BLE001  (the edge of a trial: any failure is an outcome)
+    except TrialError as error:
+        status, reason = "failed", str(error)
+    except Exception as error:
+        if place()[1] > 1:
+            raise
         status, reason = "failed", _last_lines(error)
     return Facts(
         status=status,
@@ -151,6 +163,13 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     # The seed decides the head's first weights here, and dropout and batch order in the loop.
     torch.manual_seed(work.seed)
     model = open_model(on_this_node(work.pretrained), task, pad=train.pad, recipe=work.recipe)
+    if work.checkpoint_activations:
+        sharding.checkpoint_activations(model)
+    if work.shard and place()[1] > 1:
+        device = device_here()
+        sharding.shard(model.to(device), low_precision=precision_of(work.recipe, device) == "bf16")
+        # A state of shards could only be read by as many workers again.
+        keeper = None
     opened = time.perf_counter() - started
     known = MicroBatches(cache)
     room = known.key(work.pretrained.revision, work.pretrained.candidate.layers, work.recipe)
@@ -181,6 +200,7 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         "loss": fitted.loss,
         "precision": fitted.precision,
         "micro_batch_tokens": fitted.micro_batch_tokens,
+        "resumed_at": fitted.resumed_at,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if problem := getattr(keeper, "problem", None):
@@ -196,11 +216,12 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
             measured["temperature"] = temperature
         # In fp32: what decides is what will be served.
         test_scores = predict(model, task, test)
+        weights = sharding.whole_weights(model)
+        measured["latency_ms"] = measure_latency(model, task, validation)
         if place()[0] == 0:
-            measured["latency_ms"] = measure_latency(model, task, validation)
             for split, scores in (("test", test_scores), ("validation", fitted.validation)):
                 save_predictions(work.predictions / f"{split}.parquet", _row_ids(cache, work.data, split), scores)
-            save_model(work.checkpoint, model, fitted.task, work.pretrained, work.recipe.max_length)
+            save_model(work.checkpoint, model, weights, fitted.task, work.pretrained, work.recipe.max_length)
         measured["task"] = fitted.task.to_json()
     return Facts(
         status="done",
@@ -314,10 +335,17 @@ def score_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
     return ragged(np.split(flattened, np.cumsum(sizes)[:-1]))
 
 
-def save_model(folder: Path, model: torch.nn.Module, task: Task, pretrained: Pretrained, max_length: int) -> None:
+def save_model(
+    folder: Path,
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    task: Task,
+    pretrained: Pretrained,
+    max_length: int,
+) -> None:
     """Write a plain ``save_pretrained`` folder that ``transformers`` opens without pmray."""
     with quiet_transformers():
-        model.save_pretrained(folder)  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         processor = task.processor(on_this_node(pretrained).folder)
         if task.reader == "tokenizer":
             # Readers of the folder then cut texts where training did.

@@ -235,3 +235,21 @@ def test_other_tasks_too_go_from_a_spec_to_an_endpoint(tmp_path, kind):
         assert told == list(offline.said)
     else:
         assert {one["entity"] for one in alone("the phone is good")} <= {"B-good", "I-good", "B-bad", "I-bad"}
+
+
+@pytest.mark.slow
+def test_a_sharded_fit_is_a_plain_bundle_that_says_the_same(tmp_path):
+    spec = tiny_spec(tmp_path)
+    candidate = {**spec["candidates"][0], "recipe": {**RECIPE, "precision": "fp32"}}
+    found = {}
+    for name, resources in (
+        ("plain", {}),
+        ("sharded", {"workers": 2, "shard": True, "checkpoint_activations": True}),
+    ):
+        one = {**spec, "name": name, "candidates": [{**candidate, "resources": resources}]}
+        # The second finds what the cluster has encoded for the first.
+        one["encode"] = {"cluster_rows": 1}
+        bundle = pmray.fit(pmray.spec_from(one), "bert", seed=3)
+        rows = [{"text": text} for text in pq.read_table(tmp_path / "test.parquet")["text"].to_pylist()]
+        found[name] = np.stack([answer.scores for answer in Scorer(open_bundle(bundle))(rows)])
+    np.testing.assert_allclose(found["plain"], found["sharded"], atol=0.02)

@@ -1,5 +1,7 @@
 """An interrupted fit goes on where it was, and ends with the weights of one that never stopped."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -87,11 +89,12 @@ def test_a_full_disk_costs_the_states_and_not_the_fit(folder, tmp_path, monkeypa
 def test_a_state_is_read_without_running_code(folder, tmp_path):
     class Trap:
         def __reduce__(self):
-            return (print, ("code ran",))
+            return (Path.touch, (tmp_path / "code-ran",))
 
     torch.save({"weights": Trap()}, tmp_path / "state.pt")
     keeper = StateFile(tmp_path / "state.pt")
     assert keeper.load() is None and keeper.problem
+    assert not (tmp_path / "code-ran").exists()
     keeper = StateFile(tmp_path / "kept.pt", seconds=0)
     Setting(folder).fit(keeper=keeper)
     assert read_state(keeper.path)["counts"][0] < 480

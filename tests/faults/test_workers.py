@@ -1,0 +1,105 @@
+"""Workers and nodes of a fit are killed: it goes on from its latest state, and ends as if nothing had been."""
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from pmray.training.trial import read_predictions
+from tests.faults.test_kill import family, finished, outcomes, start, titled, wait_for
+from tests.tiny import tiny_spec
+
+pytestmark = pytest.mark.slow
+
+ROWS, EPOCHS = 160, 50
+
+
+def write_spec(folder: Path, **resources) -> Path:
+    spec = tiny_spec(folder, resources=resources)
+    spec["candidates"] = spec["candidates"][:1]
+    # Long enough to be caught in the middle; scored seldom.
+    spec["candidates"][0]["recipe"] |= {"epochs": EPOCHS, "precision": "fp32", "lr": 1e-3}
+    spec["search"] |= {"state_seconds": 1}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def fit(path: Path) -> subprocess.Popen:
+    return start("fit", path, "--candidate", "bert", "--seed", 3)
+
+
+def states(folder: Path) -> list[Path]:
+    """Ray Train's lists of the states it holds: one that is being brought there does not stand in them."""
+    return list((folder / "runs" / "tiny" / "states").rglob("checkpoint_manager_snapshot.json"))
+
+
+def predicted(folder: Path):
+    final = next(one for one in outcomes(folder) if one["stage"] == "final" and one["status"] == "done")
+    ids, scores = read_predictions(folder / "runs" / "tiny" / "predictions" / final["key"] / "test.parquet")
+    return final, ids, scores
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = write_spec(folder, workers=2)
+    process = fit(path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    final, ids, scores = predicted(folder)
+    assert final["facts"]["resumed_at"] == 0
+    assert not states(folder), "the state of a fit that has ended is of no use"
+    return ids, scores
+
+
+def ends_like(folder: Path, undisturbed) -> None:
+    final, ids, scores = predicted(folder)
+    assert 0 < final["facts"]["resumed_at"] < ROWS * EPOCHS
+    assert ids == undisturbed[0]
+    np.testing.assert_allclose(scores, undisturbed[1], atol=0.01)
+    assert not states(folder)
+
+
+def test_a_killed_worker_costs_what_came_after_the_latest_state(tmp_path, undisturbed):
+    driver = fit(write_spec(tmp_path, workers=2))
+    wait_for(lambda: states(tmp_path))
+    worker = wait_for(lambda: [one for one in family(driver) if titled(one, "ray::RayTrainWorker")])[-1]
+    worker.send_signal(signal.SIGKILL)
+    _, err = driver.communicate(timeout=400)
+    assert driver.returncode == 0, err
+    ends_like(tmp_path, undisturbed)
+
+
+def test_a_killed_driver_goes_on_from_the_latest_state(tmp_path, undisturbed):
+    path = write_spec(tmp_path, workers=2)
+    driver = fit(path)
+    wait_for(lambda: states(tmp_path))
+    children = family(driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    # Two of Ray's agents do not notice that their driver is gone.
+    for child in psutil.wait_procs(children, timeout=15)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    again = fit(path)
+    _, err = again.communicate(timeout=400)
+    assert again.returncode == 0, err
+    assert sum(finished(tmp_path, "final").values()) == 1
+    ends_like(tmp_path, undisturbed)
+
+
+def test_a_lost_node_leaves_an_elastic_fit_with_fewer_workers(tmp_path, undisturbed):
+    path = write_spec(tmp_path, workers=[1, 2])
+    command = [sys.executable, str(Path(__file__).with_name("lose_a_node.py")), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["nodes_left"] == 2
+    ends_like(tmp_path, undisturbed)

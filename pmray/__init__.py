@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pmray.serving.app import Deployed, deploy
     from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec
     from pmray.spec_file import load_spec, spec_from
-    from pmray.workflow import Swept, fit, rank, sweep
+    from pmray.workflow import Adapted, Swept, fit, pretrain, rank, sweep
 
 _HOME = {
     **dict.fromkeys(("Checked", "check"), "checking"),
@@ -51,10 +51,11 @@ _HOME = {
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
     **dict.fromkeys(("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"), "spec"),
     **dict.fromkeys(("load_spec", "spec_from"), "spec_file"),
-    **dict.fromkeys(("Swept", "fit", "rank", "sweep"), "workflow"),
+    **dict.fromkeys(("Adapted", "Swept", "fit", "pretrain", "rank", "sweep"), "workflow"),
 }
 
 __all__ = [
+    "Adapted",
     "Candidate",
     "CandidateUnavailable",
     "Checked",
@@ -89,6 +90,7 @@ __all__ = [
     "load_data",
     "load_spec",
     "plan",
+    "pretrain",
     "promote",
     "rank",
     "spec_from",

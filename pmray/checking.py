@@ -216,11 +216,11 @@ def check_lengths(task: Task, train: pa.Table, candidates: Iterable[tuple[Pretra
     """Count tokens of a sample of the training rows, and say which share ``max_length`` cuts.
 
     Args:
-        task: Encodes rows; those without a text column are left alone.
+        task: Encodes rows; those without a text column, or packed ones, are left alone.
         train: Training rows.
         candidates: Models with the ``max_length`` of their default recipe; those that encode alike are told together.
     """
-    if "text" not in train.column_names or not len(train):
+    if "text" not in train.column_names or "label" not in task.columns or not len(train):
         return []
     groups: dict[tuple[str, int], list[Pretrained]] = {}
     for one, limit in candidates:
@@ -337,6 +337,9 @@ def _fitting_task(names: Mapping[str, pa.DataType], columns: Mapping[str, str]) 
     """The first task whose required columns are all there, and its columns; without one, the columns to look at."""
     for name in plugins.task_names():
         roles = plugins.task_class(name).columns
+        if "label" not in roles:
+            # Any text would do for pre-training; what brings no labels by chance is not meant for it.
+            continue
         found = _columns_of(roles, names, columns)
         if all(role in found for role, required in roles.items() if required):
             return name, found

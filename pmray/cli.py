@@ -222,6 +222,27 @@ def fit(
 
 @app.command()
 @_answering
+def pretrain(
+    spec: SpecFile,
+    seed: Annotated[int, typer.Option(help="Seed of batch order, masks and dropout.")] = 0,
+    set_: Overrides = None,
+    address: Address = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> Answer:
+    """Go on with the pre-training of models on texts without labels; each becomes a folder that is a candidate."""
+    checked = _spec(spec, set_)
+    from dataclasses import asdict
+
+    from pmray.report.console import pretraining_table
+    from pmray.workflow import pretrain as pretrain_candidates
+
+    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict)
+    return [asdict(one) for one in adapted], lambda console: console.print(pretraining_table(adapted))
+
+
+@app.command()
+@_answering
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_KINDS)],
     data: Annotated[str, typer.Argument(help="Labelled rows: file, glob, folder, URL or hub:NAME.")],

@@ -86,6 +86,7 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
         DataError: The data cannot be used.
         ClusterError: A candidate asks for more than there is.
     """
+    preparation.check_command(spec, labels=True)
     console = console or people()
     prepared = preparation.prepare(spec, console)
     if address:

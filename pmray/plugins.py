@@ -16,6 +16,7 @@ TASKS = {
     "text-classification": "pmray.tasks.text:TextClassification",
     "token-classification": "pmray.tasks.tokens:TokenClassification",
     "image-classification": "pmray.tasks.images:ImageClassification",
+    "pretraining": "pmray.tasks.pretraining:Pretraining",
 }
 
 

@@ -17,7 +17,7 @@ from pmray.data.check import Finding
 from pmray.data.encode import Shard, encode_splits, encoding_key
 from pmray.data.load import Dataset, cached_data
 from pmray.data.split import sample
-from pmray.errors import CandidateUnavailable, NoVerdict
+from pmray.errors import CandidateUnavailable, NoVerdict, SpecError
 from pmray.report.console import steps
 from pmray.selection.ledger import Outcome, Stage, outcome_key
 from pmray.selection.search import Arm
@@ -53,10 +53,16 @@ class Prepared:
     data_from_cache: bool
     encodings: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """(candidate, tokens of a row) -> key of the encoded data."""
+    packed: Mapping[str, int] = field(default_factory=dict)
+    """Candidate -> training rows that its tokenizer packed the texts into, where a task packs them."""
 
     def pretrained(self, name: str) -> Pretrained:
         """The candidate of that name."""
         return next(one for one in self.candidates if one.name == name)
+
+    def train_rows(self, name: str) -> int:
+        """Rows of an epoch."""
+        return self.packed.get(name, len(self.dataset.train))
 
     def key(self, stage: Stage, one: Pretrained, recipe: Mapping[str, object], seed: int, budget: int) -> str:
         """Key of an outcome; see ``outcome_key``."""
@@ -78,9 +84,10 @@ class Prepared:
             states: Folder to keep states of the fit in.
         """
         one = self.pretrained(name)
-        budget = rungs_of(recipe, len(self.dataset.train), 0, 1)[-1]
+        rows = self.train_rows(name)
+        budget = rungs_of(recipe, rows, 0, 1)[-1]
         resources = self.spec.resources_of(one.candidate)
-        early = [rung for rung in self.rungs if rung < budget] if stage == "sweep" else self._epochs(recipe, budget)
+        early = [rung for rung in self.rungs if rung < budget] if stage == "sweep" else _epochs(recipe, rows, budget)
         return Work(
             key=self.key(stage, one, recipe.model_dump(), seed, budget),
             pretrained=one,
@@ -99,17 +106,28 @@ class Prepared:
             checkpoint_activations=resources.checkpoint_activations,
         )
 
-    def _epochs(self, recipe: Recipe, budget: int) -> list[int]:
-        """Finalists are scored after every epoch, and keep their best."""
-        rows = len(self.dataset.train)
-        return [rows * epoch for epoch in range(1, int(recipe.epochs) + 1) if rows * epoch < budget]
-
     def ranking_rows(self) -> NDArray[np.int64]:
         """Positions of the training rows on which candidates are ranked, a stratified sample."""
         train = self.dataset.train
         chosen = sample(train, self.spec.search.rank_rows, "label", self.spec.search.seed)["row_id"].to_pylist()
         place = {row_id: position for position, row_id in enumerate(train["row_id"].to_pylist())}
         return np.array(sorted(place[row_id] for row_id in chosen), dtype=np.int64)
+
+
+def check_command(spec: Spec, *, labels: bool) -> None:
+    """Refuse a spec of pre-training where models are chosen, and any other where they are pre-trained.
+
+    Raises:
+        SpecError: Says which command is meant.
+    """
+    has_labels = "label" in plugins.task_class(spec.task).columns
+    if labels and not has_labels:
+        raise SpecError(
+            f"task {spec.task!r} has no labels to choose a model by: run it with `pmray pretrain`, and give the "
+            "folder that this makes to another spec as a candidate."
+        )
+    if has_labels and not labels:
+        raise SpecError(f"`pmray pretrain` needs `task: pretraining`, but the spec's task is {spec.task!r}.")
 
 
 def prepare(spec: Spec, console: Console, *, strict: bool = False) -> Prepared:
@@ -244,7 +262,7 @@ def _locate_all(spec: Spec, task: Task, console: Console, strict: bool) -> tuple
 
 def _arm(one: Pretrained, task: Task, candidate: Candidate, rows: int) -> Arm:
     default = task.default_recipe(one.family, one.parameters).changed(candidate.recipe)
-    if "epochs" not in candidate.recipe:
+    if "epochs" not in candidate.recipe and "label" in task.columns:
         default = with_enough_steps(default, rows)
     space = candidate.space or {
         field: values
@@ -253,6 +271,11 @@ def _arm(one: Pretrained, task: Task, candidate: Candidate, rows: int) -> Arm:
         if field not in candidate.recipe
     }
     return Arm(one.name, default, space)
+
+
+def _epochs(recipe: Recipe, rows: int, budget: int) -> list[int]:
+    """Finalists are scored after every epoch, and keep their best."""
+    return [rows * epoch for epoch in range(1, int(recipe.epochs) + 1) if rows * epoch < budget]
 
 
 def with_enough_steps(recipe: Recipe, rows: int) -> Recipe:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pmray import plugins
 from pmray.errors import SpecError
 
+CHOICE = (
+    "# What to try, on what, and how to decide. `pmray plan FILE` shows what this runs; `pmray sweep FILE` runs it.\n"
+)
+ADAPTATION = "# Which models go on learning language, and from what. `pmray pretrain FILE` runs it.\n"
+
 BEGINNING = """\
-# What to try, on what, and how to decide. `pmray plan FILE` shows what this runs; `pmray sweep FILE` runs it.
 # Paths are relative to the folder you start pmray in; ~ and ${VARIABLES} are expanded.
 task: {task}
 
@@ -84,6 +88,27 @@ candidates:                        # Hub id[@revision], a folder, or package:NAM
 
 """
 
+TEXTS = """\
+data:
+  train: data/texts/*.jsonl        # csv, tsv, jsonl, parquet, arrow; file, glob, folder or URL (s3://...); or hub:NAME
+  validation: 0.05                 # picks the best weights: a path, or the fraction of train to split off
+  test: 0.05                       # tells the perplexity in the end
+  columns:                         # role: name of your column
+    text: text
+    # group: document              # rows of one group never fall on both sides of a split
+
+candidates:                        # Hub id[@revision], a folder, or package:NAME/folder
+  - google-bert/bert-base-uncased  # encoders predict masked tokens, decoders the next one
+  - model: openai-community/gpt2
+    # recipe: {epochs: 5, lr: 1.0e-4, max_length: 256}   # differs from the default recipe
+    # resources: {workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}
+
+search:
+  state_seconds: 30                # an interrupted fit goes on from its latest state
+
+storage: runs                      # run folders with the adapted models, encoded data
+"""
+
 END = """\
 search:
   trials: 16                       # fine-tuning runs; halving stops the weak ones early
@@ -101,7 +126,12 @@ decide:
 storage: runs                      # run folders, encoded data, registry
 """
 
-STARTERS = {"text-classification": TEXT, "token-classification": TOKENS, "image-classification": IMAGES}
+STARTERS = {
+    "text-classification": CHOICE + BEGINNING + TEXT + END,
+    "token-classification": CHOICE + BEGINNING + TOKENS + END,
+    "image-classification": CHOICE + BEGINNING + IMAGES + END,
+    "pretraining": ADAPTATION + BEGINNING + TEXTS,
+}
 
 
 def starter_spec(task: str) -> str:
@@ -114,4 +144,4 @@ def starter_spec(task: str) -> str:
     plugins.task_class(task)
     if task not in STARTERS:
         raise SpecError(f"there is no starter for the plug-in task {task!r}; see its own documentation.")
-    return f"{BEGINNING.replace('{task}', task)}{STARTERS[task]}{END}"
+    return STARTERS[task].replace("{task}", task)

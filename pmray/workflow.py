@@ -5,10 +5,12 @@ Every step first looks into the ledger for what is already known, so a run that 
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from pmray import preparation
 from pmray.bundle import open_bundle
-from pmray.data.encode import Shard
+from pmray.data.encode import Shard, open_encoded
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
@@ -51,9 +53,11 @@ from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
+from pmray.tasks.pretraining import Pretraining
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained
 from pmray.training.trial import (
+    FACTS,
     Facts,
     Work,
     checkpoint_folder,
@@ -77,6 +81,24 @@ class Swept:
     outcomes: Sequence[Outcome]
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """A model whose pre-training was continued."""
+
+    candidate: str
+    folder: Path
+    """A plain ``transformers`` folder with its language-modelling head; another spec takes it as a candidate."""
+    before: float
+    """Perplexity of the test texts before."""
+    perplexity: float
+    """Perplexity of the test texts now."""
+    curve: tuple[tuple[int, float], ...]
+    """(packed rows seen, perplexity of the validation texts) after every epoch."""
+    seconds: float
+    examples_per_second: float
+    """Packed rows."""
+
+
 def rank(
     spec: Spec, *, address: str | None = None, strict: bool = False, console: Console | None = None
 ) -> list[Ranked]:
@@ -92,6 +114,7 @@ def rank(
         DataError: The data cannot be used.
         NoVerdict: No candidate can be had.
     """
+    preparation.check_command(spec, labels=True)
     console = console or people()
     with open_run(spec) as run:
         prepared = _prepare(spec, run, console, strict)
@@ -122,6 +145,7 @@ def sweep(
         ClusterError: The plan does not fit the cluster.
         NoVerdict: No trial gave a score.
     """
+    preparation.check_command(spec, labels=True)
     console = console or people()
     with open_run(spec, fresh=fresh) as run:
         prepared = _prepare(spec, run, console, strict)
@@ -175,6 +199,7 @@ def fit(
         UnknownName: No such candidate.
         NoVerdict: The fit failed; says why.
     """
+    preparation.check_command(spec, labels=True)
     console = console or people()
     asked = spec.candidate(candidate)
     merged = asked.model_copy(update={"recipe": {**asked.recipe, **(recipe or {})}, "space": {}})
@@ -191,6 +216,99 @@ def fit(
             raise NoVerdict(f"{candidate}: {facts.error}")
         folder = run.folder / "fits" / work.key
         return export(prepared, run, _latest(run, work.key), folder)
+
+
+def pretrain(
+    spec: Spec,
+    *,
+    seed: int = 0,
+    address: str | None = None,
+    strict: bool = False,
+    console: Console | None = None,
+) -> list[Adapted]:
+    """Go on with the pre-training of every candidate on texts without labels; run again to continue.
+
+    Args:
+        spec: The job, of task ``pretraining``.
+        seed: Seed of batch order, masks and dropout.
+        address: Of a Ray cluster; by default this machine.
+        strict: A candidate that cannot be had is an error.
+        console: For progress; standard error by default.
+
+    Returns:
+        What came of each candidate, lowest perplexity first; perplexities of different tokenizers cannot be compared.
+
+    Raises:
+        SpecError: The task is another one, or a recipe has values that say nothing without labels.
+        DataError: The texts cannot be used.
+        NoVerdict: No candidate could be trained.
+    """
+    preparation.check_command(spec, labels=False)
+    for candidate in spec.candidates:
+        Pretraining().check_recipe(candidate.recipe)
+    console = console or people()
+    with open_run(spec) as run:
+        prepared = _prepare(spec, run, console, strict)
+        with connected(address) as cluster:
+            _encode(prepared, cluster, console)
+            packed = {}
+            for one in prepared.candidates:
+                key = prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
+                packed[one.name] = len(open_encoded(prepared.cache, key, "train"))
+            prepared = replace(prepared, packed=packed)
+            works = {
+                name: prepared.work("final", name, arm.default, seed, run.folder, states=run.states)
+                for name, arm in prepared.arms.items()
+            }
+            known = run.ledger.settled("final")
+            left = [work for work in works.values() if not (work.key in known and _is_kept(run, known[work.key]))]
+            if left:
+                _fit_all(prepared, run, left, cluster, console, title="pre-training")
+        known = run.ledger.settled("final")
+        done = [known[work.key] for work in works.values() if work.key in known and known[work.key].status == "done"]
+        for outcome in done:
+            _keep_adapted(run, outcome)
+        if table := failures_table(list(latest(run.ledger.outcomes).values())):
+            console.print(table)
+        if not done:
+            raise NoVerdict(f"no candidate could be trained; {run.ledger.path} says why.")
+        return sorted((_adapted(run, outcome) for outcome in done), key=lambda one: one.perplexity)
+
+
+def _adapted_folder(run: Run, candidate: str) -> Path:
+    return run.folder / "pretrained" / candidate
+
+
+def _is_kept(run: Run, outcome: Outcome) -> bool:
+    """Whether the weights of a fit are there, moved or not."""
+    try:
+        facts = json.loads((_adapted_folder(run, outcome.candidate) / FACTS).read_text())
+    except OSError:
+        facts = {}
+    return outcome.status != "done" or facts.get("key") == outcome.key or has_weights(run, outcome)
+
+
+def _keep_adapted(run: Run, outcome: Outcome) -> None:
+    """Move the weights to where people look for them, with what was measured, whole or not at all."""
+    weights, folder = checkpoint_folder(run.folder, outcome.key), _adapted_folder(run, outcome.candidate)
+    if weights.is_dir():
+        (weights / FACTS).write_text(json.dumps(asdict(outcome), indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        weights.replace(folder)
+
+
+def _adapted(run: Run, outcome: Outcome) -> Adapted:
+    facts = outcome.facts
+    return Adapted(
+        candidate=outcome.candidate,
+        folder=_adapted_folder(run, outcome.candidate),
+        before=math.exp(-facts["test_score_before"]),
+        perplexity=math.exp(-facts["test_score"]),
+        curve=tuple((examples, math.exp(-score)) for examples, score in outcome.curve),
+        seconds=outcome.seconds,
+        examples_per_second=facts["examples_per_second"],
+    )
 
 
 def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:

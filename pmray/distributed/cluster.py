@@ -24,9 +24,10 @@ SETTINGS = {
     # pmray draws its own progress.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    # Worker groups on a busy machine start slowly; a plan that does not fit is refused before, so waiting is safe.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    # A worker group is seen to have ended, or a state of a fit to be kept, when it is asked: every two seconds by itself.
+    # How long a worker group waits for its place; see `train.PLACE_ATTEMPTS`. After the loss of a node Ray Train first
+    # counts on it still, and must find out soon.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    # Only when it is asked, by default every two seconds, does a worker group say that it has ended or kept a state.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Relative paths mean the folder where the user is.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

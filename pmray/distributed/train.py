@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ from pmray.training.trial import FACTS, Facts, Work, carry_out
 
 STATE = "state.pt"
 """Name of the file in a checkpoint."""
+
+PLACE_ATTEMPTS = 20
+"""How often a worker group looks for a place: for five minutes, which is what new nodes of a cloud take."""
 
 QUESTIONS = 20
 """Steps between two questions whether a node will be taken away: a question is a round trip of all workers."""
@@ -89,6 +93,7 @@ class _Group(Thread):
         super().__init__(daemon=True)
         self.failure = Facts(status="failed", error="the worker group ended without a result")
         """What came of the work where no worker told it."""
+        self.resources = resources
         self.trainer = TorchTrainer(
             _worker,
             train_loop_config={"work": work, "queue": queue},
@@ -98,7 +103,7 @@ class _Group(Thread):
                 # Beside the states of other fits: they outlive this driver.
                 storage_path=work.states or str(scratch),
                 # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
-                failure_config=FailureConfig(max_failures=2),
+                failure_config=FailureConfig(max_failures=2, controller_failure_limit=PLACE_ATTEMPTS),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
@@ -112,8 +117,23 @@ class _Group(Thread):
             # Workers that lost another one tell of their connection to it; the cause is what that one tells.
             told.sort(key=lambda text: "torch/distributed" in text)
             reason = told[0] if told else str(error).strip()
+            if "WorkerGroupStartupTimeout" in type(getattr(error, "controller_failure", None)).__name__:
+                reason = _no_place(self.resources)
             status = "infeasible" if f"{OutOfMemory.__name__}: " in reason else "failed"
             self.failure = Facts(status=status, error=reason[-1000:])
+
+
+def _no_place(resources: Resources) -> str:
+    """The arithmetic of a worker group that found no place: asked, free, total."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    sums = "; ".join(
+        f"{resources.fewest} workers x {each:g} {kind} = {resources.fewest * each:g}, free {free.get(kind, 0):g} of "
+        f"{total.get(kind, 0):g}"
+        for kind, each in asked.items()
+        if each
+    )
+    return f"no place for the workers: {sums}; wait for what else runs on this cluster, or lower `resources`"
 
 
 def scaling(resources: Resources) -> ScalingConfig:
@@ -136,7 +156,8 @@ def _worker(config: dict[str, Any]) -> None:
         facts = read_facts(done)
     else:
         report = partial(_send, queue, work.key) if first else _keep_silent
-        facts = carry_out(work, report, _Checkpoints(work.state_seconds, first) if work.states else None)
+        keeper = _Checkpoints(Path(work.states) / work.key, work.state_seconds, first) if work.states else None
+        facts = carry_out(work, report, keeper)
         if first and facts.status == "done":
             done.write_text(json.dumps(asdict(facts)))
     if first:
@@ -146,8 +167,8 @@ def _worker(config: dict[str, Any]) -> None:
 class _Checkpoints:
     """Keeps the states of a fit with Ray Train, which brings them to any storage while the fit goes on."""
 
-    def __init__(self, seconds: float, first: bool) -> None:
-        self.seconds, self.first = seconds, first
+    def __init__(self, folder: Path, seconds: float, first: bool) -> None:
+        self.folder, self.seconds, self.first = folder, seconds, first
         self.asked = 0
         self.warned = False
         self.problem: str | None = None
@@ -156,10 +177,8 @@ class _Checkpoints:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        with checkpoint.as_directory() as folder:
-            kept = StateFile(Path(folder) / STATE)
-            state = kept.load()
-        self.problem = kept.problem
+        kept = StateFile(Path(checkpoint.path) / STATE)
+        state, self.problem = kept.load(), kept.problem
         return state
 
     def save(self, state: State) -> None:
@@ -171,14 +190,31 @@ class _Checkpoints:
                 checkpoint = ray.train.Checkpoint.from_directory(str(folder))
             except (OSError, RuntimeError) as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                self.problem = f"no state could be kept ({error})"
+                self._give_up(folder, error)
         # All workers report, whoever has something.
         ray.train.report(
             {"state": True},
             checkpoint=checkpoint,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            # Ray Train's own ends the fit when the storage is full.
+            checkpoint_upload_fn=self._bring,
             delete_local_checkpoint_after_upload=True,
         )
+
+    def _bring(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Copy a state to where all nodes see it, whole or not at all."""
+        there, partial = self.folder / name, self.folder / f".{name}"
+        try:
+            shutil.copytree(checkpoint.path, partial)
+            partial.replace(there)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            self._give_up(self.folder, error)
+        return ray.train.Checkpoint.from_directory(str(there))
+
+    def _give_up(self, folder: Path, error: Exception) -> None:
+        self.problem = f"no state could be kept in {folder} ({error})"
+        self.seconds = math.inf
 
     def urgent(self) -> bool:
         """Whether a node is about to be taken away; said once."""

@@ -224,6 +224,27 @@ def failures_table(outcomes: Sequence[Outcome]) -> Table | None:
     return table
 
 
+def pretraining_table(adapted: Sequence[Any]) -> Table:
+    """What pre-training on the user's texts changed.
+
+    Args:
+        adapted: Each a ``pmray.workflow.Adapted``.
+    """
+    table = Table(title="Continued pre-training (perplexity of the test texts)", title_justify="left")
+    for heading in ("candidate", "before", "now", "rows/s", "time", "folder (a candidate for another spec)"):
+        table.add_column(heading, justify="left" if heading[0] in "cf" else "right", overflow="fold")
+    for one in adapted:
+        table.add_row(
+            one.candidate,
+            f"{one.before:.4g}",
+            f"{one.perplexity:.4g}",
+            f"{one.examples_per_second:.1f}",
+            f"{one.seconds:.0f} s",
+            str(one.folder),
+        )
+    return table
+
+
 def key_values(title: str, values: Mapping[str, Any]) -> Table:
     """Two columns: what and its value."""
     table = Table(title=title, title_justify="left", show_header=False)

@@ -40,21 +40,17 @@ class LossOptions:
 PLAIN_LOSS = LossOptions()
 
 
-class Task(Protocol):
-    """A kind of problem, bound to the labels of one data set."""
+class Objective(Protocol):
+    """What a model can be trained for: all that a fit needs."""
 
     name: ClassVar[str]
     """The name in specs."""
     columns: ClassVar[Mapping[str, bool]]
     """Role -> whether it is required."""
-    head: ClassVar[str]
-    """The ``transformers`` class that opens an exported model, such as ``AutoModelForSequenceClassification``."""
     reader: ClassVar[str]
     """What ``processor`` opens, in messages: tokenizer, image processor."""
     encode_rows: ClassVar[int]
     """Rows that are encoded at a time, which bounds the memory it takes."""
-    baselines: ClassVar[Mapping[str, str]]
-    """Name in tables -> kind of the models without a transformer that every sweep contains; see ``baselines``."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -114,10 +110,6 @@ class Task(Protocol):
         """Make encoded rows a batch, padded to the longest of them; `random` is given where they may be augmented."""
         ...
 
-    def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> Any:
-        """What a frozen body sees in a batch, shape (rows, width); ragged where targets are."""
-        ...
-
     def loss(
         self, logits: torch.Tensor, targets: NDArray[Any], encoded: pa.Table, options: LossOptions = PLAIN_LOSS
     ) -> torch.Tensor:
@@ -132,12 +124,37 @@ class Task(Protocol):
         """One line of numbers per example, from its score vector and its label."""
         ...
 
-    def paired_outcome(self, said: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
-        """As ``outcome``, from predictions in the form of ``targets`` instead of score vectors."""
-        ...
-
     def score(self, metric: str, outcomes: Outcomes, weights: NDArray[Any]) -> NDArray[np.float64]:
         """One value of the metric for each line of weights, shape (draws, rows) -> (draws,)."""
+        ...
+
+    def default_score(self) -> str:
+        """Name of the metric that decides when the spec names none."""
+        ...
+
+    def check_score(self, score: str) -> None:
+        """Raise ``SpecError`` for a metric that does not fit these labels."""
+        ...
+
+    def tuned(self, scores: NDArray[Any], targets: NDArray[Any], metric: str) -> Self:
+        """Return the task with decision thresholds fitted to validation rows for a metric; itself where it has none."""
+        ...
+
+
+class Task(Objective, Protocol):
+    """A kind of problem, bound to the labels of one data set: what choosing, comparing and serving need besides."""
+
+    head: ClassVar[str]
+    """The ``transformers`` class that opens an exported model, such as ``AutoModelForSequenceClassification``."""
+    baselines: ClassVar[Mapping[str, str]]
+    """Name in tables -> kind of the models without a transformer that every sweep contains; see ``baselines``."""
+
+    def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> Any:
+        """What a frozen body sees in a batch, shape (rows, width); ragged where targets are."""
+        ...
+
+    def paired_outcome(self, said: NDArray[Any], targets: NDArray[Any]) -> Outcomes:
+        """As ``outcome``, from predictions in the form of ``targets`` instead of score vectors."""
         ...
 
     def metric(self, name: str) -> Metric:
@@ -154,18 +171,6 @@ class Task(Protocol):
 
     def right(self, outcomes: Outcomes) -> NDArray[np.bool_]:
         """Whether each row's prediction is right, shape (rows,)."""
-        ...
-
-    def default_score(self) -> str:
-        """Name of the metric that decides when the spec names none."""
-        ...
-
-    def check_score(self, score: str) -> None:
-        """Raise ``SpecError`` for a metric that does not fit these labels."""
-        ...
-
-    def tuned(self, scores: NDArray[Any], targets: NDArray[Any], metric: str) -> Self:
-        """Return the task with decision thresholds fitted to validation rows for a metric; itself where it has none."""
         ...
 
     def said(self, scores: NDArray[Any]) -> NDArray[Any]:

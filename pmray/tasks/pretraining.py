@@ -77,7 +77,9 @@ class Pretraining:
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Raise ``SpecError`` for values that a user gave and that would say nothing."""
         if given := [name for name in NOT_FOR_TEXT if name in recipe]:
-            raise SpecError(f"pre-training has no labels and no new head, so take {', '.join(given)} out of the recipe.")
+            raise SpecError(
+                f"pre-training has no labels and no new head, so take {', '.join(given)} out of the recipe."
+            )
 
     def default_recipe(self, family: str, parameters: int) -> Recipe:
         """Return the recipe for task-adaptive pre-training of Gururangan et al. 2020 ("Don't stop pretraining").

@@ -20,7 +20,7 @@ from pmray.data.encode import Encoded
 from pmray.errors import Diverged, OutOfMemory, TrialError
 from pmray.scoring.ragged import flat
 from pmray.spec import Recipe
-from pmray.tasks.base import LossOptions, Task
+from pmray.tasks.base import LossOptions, Objective
 from pmray.training import sharding
 from pmray.training.dropout import Chance, make_dropout_cheap
 from pmray.training.hardware import (
@@ -74,7 +74,7 @@ class Fitted:
     """What was chosen: ``fp32``, ``bf16`` or ``fp16``."""
     validation: NDArray[Any] = field(repr=False)
     """Score vectors of the validation rows with the best weights, shape (rows, labels), or ragged."""
-    task: Task = field(repr=False)
+    task: Objective = field(repr=False)
     """With the thresholds that were tuned on validation."""
 
 
@@ -109,7 +109,7 @@ def rungs_of(recipe: Recipe, rows: int, rungs: int, reduction: float) -> list[in
 
 def fit(
     model: nn.Module,
-    task: Task,
+    task: Objective,
     recipe: Recipe,
     train: Encoded,
     targets: NDArray[Any],
@@ -164,7 +164,7 @@ class _Best:
     weights: dict[str, torch.Tensor] | None
     """None while the model itself holds them."""
     scores: NDArray[Any]
-    task: Task
+    task: Objective
 
 
 class _Loop:
@@ -173,7 +173,7 @@ class _Loop:
     def __init__(
         self,
         model: nn.Module,
-        task: Task,
+        task: Objective,
         recipe: Recipe,
         train: Encoded,
         targets: NDArray[Any],
@@ -383,7 +383,7 @@ class _Loop:
         self.evaluating += time.perf_counter() - before
         self.curve.append(Rung(examples, score, self._seconds()))
 
-    def _scored(self) -> tuple[NDArray[Any], Task, float]:
+    def _scored(self) -> tuple[NDArray[Any], Objective, float]:
         scores = predict(self.model, self.task, self.validation, self.recipe)
         tuned = self.task.tuned(scores, self.validation_targets, self.metric)
         outcomes = tuned.outcome(scores, self.validation_targets)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pmray.data.encode import PROCESSOR_FILES, processor_key
 from pmray.errors import CandidateUnavailable
 from pmray.spec import Candidate, Recipe
-from pmray.tasks.base import Task
+from pmray.tasks.base import Objective
 from pmray.training.layers import freeze, layer_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def locate(candidate: Candidate) -> Pretrained:
     )
 
 
-def check_processor(task: Task, pretrained: Pretrained) -> None:
+def check_processor(task: Objective, pretrained: Pretrained) -> None:
     """Open the tokenizer (or image processor) once, so that a damaged one is found before the sweep.
 
     Raises:
@@ -108,7 +108,7 @@ def on_this_node(pretrained: Pretrained) -> Pretrained:
     return replace(pretrained, folder=str(folder))
 
 
-def open_model(pretrained: Pretrained, task: Task, *, pad: int, recipe: Recipe | None = None) -> torch.nn.Module:
+def open_model(pretrained: Pretrained, task: Objective, *, pad: int, recipe: Recipe | None = None) -> torch.nn.Module:
     """Open the pre-trained body in fp32 with a new head for the task, and what the recipe says set to be trained.
 
     The head's weights come from torch's global generator: seed it first.

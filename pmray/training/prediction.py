@@ -18,7 +18,7 @@ from pmray.data.batches import Rows, share, within_budget
 from pmray.data.encode import Encoded
 from pmray.errors import OutOfMemory
 from pmray.spec import Recipe
-from pmray.tasks.base import Task
+from pmray.tasks.base import Objective
 from pmray.training import sharding
 from pmray.training.hardware import autocast, is_out_of_memory, memory_told, on_device, place, precision_of
 
@@ -26,7 +26,7 @@ EVALUATION_TOKENS = 16_384
 """Tokens in one forward pass without gradients."""
 
 
-def predict(model: nn.Module, task: Task, rows: Encoded, recipe: Recipe | None = None) -> NDArray[Any]:
+def predict(model: nn.Module, task: Objective, rows: Encoded, recipe: Recipe | None = None) -> NDArray[Any]:
     """Score vectors of all rows, shape (rows, labels), float32 (or ragged), in the order of the rows.
 
     In a process group each worker predicts its share, and all get the whole. Without a recipe the arithmetic is fp32.
@@ -53,7 +53,7 @@ def predict(model: nn.Module, task: Task, rows: Encoded, recipe: Recipe | None =
 @torch.no_grad()
 def map_rows(
     model: nn.Module,
-    task: Task,
+    task: Objective,
     rows: Encoded,
     positions: Rows,
     function: Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], torch.Tensor | NDArray[Any]],
@@ -106,7 +106,7 @@ def map_rows(
 
 
 @torch.no_grad()
-def measure_latency(model: nn.Module, task: Task, rows: Encoded, count: int = 20) -> float:
+def measure_latency(model: nn.Module, task: Objective, rows: Encoded, count: int = 20) -> float:
     """Median milliseconds of a forward pass of one row, over `count` rows spread over the lengths."""
     device = next(model.parameters()).device
     model.eval()
@@ -122,6 +122,6 @@ def measure_latency(model: nn.Module, task: Task, rows: Encoded, count: int = 20
     return float(np.median(times[1:]) * 1000)
 
 
-def logits_to_scores(task: Task) -> Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], NDArray[Any]]:
+def logits_to_scores(task: Objective) -> Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], NDArray[Any]]:
     """What ``map_rows`` does to predict."""
     return lambda model, batch, encoded: task.predict(model(**batch).logits, encoded)

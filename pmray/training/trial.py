@@ -7,11 +7,12 @@ never data or models.
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from pmray import plugins
-from pmray.data.encode import open_encoded, read_arrow
+from pmray.data.encode import Encoded, open_encoded, read_arrow
 from pmray.errors import CandidateUnavailable, OutOfMemory, TrialError
 from pmray.scoring.calibration import fit_temperature, rescaled
 from pmray.scoring.ragged import flat, is_ragged, like, ragged
 from pmray.spec import Recipe, digest
-from pmray.tasks.base import Task
+from pmray.tasks.base import Objective, Task
 from pmray.training import loop, sharding
 from pmray.training.hardware import device_here, place, precision_of
 from pmray.training.model import (
@@ -159,7 +160,12 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     task = open_task(work.task)
     cache = Path(work.cache)
     train, validation = (open_encoded(cache, work.encoding, split) for split in ("train", "validation"))
-    targets, validation_targets = (open_targets(cache, work.data, split, task) for split in ("train", "validation"))
+    labelled = "label" in task.columns
+    if labelled:
+        targets, validation_targets = (open_targets(cache, work.data, split, task) for split in ("train", "validation"))
+    else:
+        # Texts are packed into rows that are not those of the data, and carry what is to be predicted.
+        targets, validation_targets = task.targets(train.table), task.targets(validation.table)
     # The seed decides the head's first weights here, and dropout and batch order in the loop.
     torch.manual_seed(work.seed)
     model = open_model(on_this_node(work.pretrained), task, pad=train.pad, recipe=work.recipe)
@@ -171,6 +177,9 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         # A state of shards could only be read by as many workers again.
         keeper = None
     opened = time.perf_counter() - started
+    before = math.nan
+    if work.run and not labelled:
+        before = _held_out_score(work, task, model.to(device_here()))
     known = MicroBatches(cache)
     room = known.key(work.pretrained.revision, work.pretrained.candidate.layers, work.recipe)
     fitted = loop.fit(
@@ -205,24 +214,10 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     }
     if problem := getattr(keeper, "problem", None):
         measured["state_problem"] = problem
-    if work.run:
-        test = open_encoded(cache, work.encoding, "test")
-        said, wanted = flat(fitted.validation), flat(validation_targets)
-        temperature = fit_temperature(said, wanted)
-        if divide_logits(model, len(task.labels), temperature):
-            # From here on the weights themselves give calibrated probabilities, to whoever opens them.
-            calm = like(rescaled(said, temperature, multi_label=wanted.ndim == 2).astype(np.float32), fitted.validation)
-            fitted = replace(fitted, validation=calm, task=task.tuned(calm, validation_targets, work.metric))
-            measured["temperature"] = temperature
-        # In fp32: what decides is what will be served.
-        test_scores = predict(model, task, test)
-        weights = sharding.whole_weights(model)
-        measured["latency_ms"] = measure_latency(model, task, validation)
-        if place()[0] == 0:
-            for split, scores in (("test", test_scores), ("validation", fitted.validation)):
-                save_predictions(work.predictions / f"{split}.parquet", _row_ids(cache, work.data, split), scores)
-            save_model(work.checkpoint, model, weights, fitted.task, work.pretrained, work.recipe.max_length)
-        measured["task"] = fitted.task.to_json()
+    if work.run and labelled:
+        measured |= _save_classifier(work, task, model, fitted, validation, validation_targets)
+    elif work.run:
+        measured |= _save_pretrained(work, task, model, before)
     return Facts(
         status="done",
         score=fitted.score,
@@ -231,6 +226,51 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         seconds=time.perf_counter() - started,
         measured=measured,
     )
+
+
+def _save_classifier(
+    work: Work,
+    task: Task,
+    model: torch.nn.Module,
+    fitted: loop.Fitted,
+    validation: Encoded,
+    validation_targets: NDArray[Any],
+) -> dict[str, Any]:
+    """Calibrate the model, save it with its predictions, and return what was measured."""
+    cache, measured = Path(work.cache), {}
+    tuned = fitted.task
+    test = open_encoded(cache, work.encoding, "test")
+    said, wanted = flat(fitted.validation), flat(validation_targets)
+    temperature = fit_temperature(said, wanted)
+    calm = fitted.validation
+    if divide_logits(model, len(task.labels), temperature):
+        # From here on the weights themselves give calibrated probabilities, to whoever opens them.
+        calm = like(rescaled(said, temperature, multi_label=wanted.ndim == 2).astype(np.float32), fitted.validation)
+        tuned = task.tuned(calm, validation_targets, work.metric)
+        measured["temperature"] = temperature
+    # In fp32: what decides is what will be served.
+    test_scores = predict(model, task, test)
+    weights = sharding.whole_weights(model)
+    latency = measure_latency(model, task, validation)
+    if place()[0] == 0:
+        for split, scores in (("test", test_scores), ("validation", calm)):
+            save_predictions(work.predictions / f"{split}.parquet", _row_ids(cache, work.data, split), scores)
+        save_model(work.checkpoint, model, weights, tuned, work.pretrained, work.recipe.max_length)
+    return {**measured, "latency_ms": latency, "task": tuned.to_json()}
+
+
+def _save_pretrained(work: Work, task: Task, model: torch.nn.Module, before: float) -> dict[str, Any]:
+    """Score held-out texts, save the model, and return what was measured."""
+    after = _held_out_score(work, task, model)
+    weights = sharding.whole_weights(model)
+    if place()[0] == 0:
+        save_model(work.checkpoint, model, weights, task, work.pretrained)
+    return {"test_score_before": before, "test_score": after, "task": task.to_json()}
+
+
+def _held_out_score(work: Work, task: Task, model: torch.nn.Module) -> float:
+    scores = predict(model, task, open_encoded(Path(work.cache), work.encoding, "test"))
+    return float(task.score(work.metric, scores, np.ones((1, len(scores))))[0])
 
 
 class MicroBatches:
@@ -278,7 +318,7 @@ def open_task(settings: Mapping[str, Any]) -> Task:
     return task
 
 
-def open_targets(cache: Path, data: str, split: str, task: Task) -> NDArray[Any]:
+def open_targets(cache: Path, data: str, split: str, task: Objective) -> NDArray[Any]:
     """Labels of a loaded split as numbers."""
     return task.targets(read_arrow(cache / f"data-{data}" / f"{split}.arrow"))
 
@@ -339,16 +379,24 @@ def save_model(
     folder: Path,
     model: torch.nn.Module,
     weights: Mapping[str, torch.Tensor],
-    task: Task,
+    task: Objective,
     pretrained: Pretrained,
-    max_length: int,
+    max_length: int | None = None,
 ) -> None:
-    """Write a plain ``save_pretrained`` folder that ``transformers`` opens without pmray."""
+    """Write a plain ``save_pretrained`` folder that ``transformers`` opens without pmray.
+
+    Args:
+        folder: Where to.
+        model: Its configuration and kind.
+        weights: All of them, by name.
+        task: Opens the processor.
+        pretrained: Where the processor is.
+        max_length: Tokens at which readers of the folder are to cut texts, as training did; None leaves that.
+    """
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         processor = task.processor(on_this_node(pretrained).folder)
-        if task.reader == "tokenizer":
-            # Readers of the folder then cut texts where training did.
+        if task.reader == "tokenizer" and max_length is not None:
             processor.model_max_length = min(max_length, pretrained.max_positions or max_length)
         processor.save_pretrained(folder)
 

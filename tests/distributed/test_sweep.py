@@ -7,15 +7,17 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import pmray
 from pmray.bundle import open_bundle
 from pmray.data.images import decode, to_base64
+from pmray.distributed import train
 from pmray.errors import ClusterError, NoVerdict
 from pmray.selection.ledger import read_ledger
 from pmray.serving.scorer import Scorer
 from pmray.training.trial import read_predictions
-from tests.tiny import RECIPE, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
+from tests.tiny import RECIPE, WORDS, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -253,3 +255,46 @@ def test_a_sharded_fit_is_a_plain_bundle_that_says_the_same(tmp_path):
         rows = [{"text": text} for text in pq.read_table(tmp_path / "test.parquet")["text"].to_pylist()]
         found[name] = np.stack([answer.scores for answer in Scorer(open_bundle(bundle))(rows)])
     np.testing.assert_allclose(found["plain"], found["sharded"], atol=0.02)
+
+
+@pytest.mark.slow
+def test_pre_training_lowers_perplexity_and_gives_a_candidate(tmp_path):
+    spec = tiny_spec(tmp_path)
+    recipe = {"lr": 3e-3, "epochs": 8, "batch_size": 4, "max_length": 32, "precision": "fp32"}
+    candidates = [
+        {**spec["candidates"][0], "recipe": recipe, "resources": {"workers": 2}},
+        {"model": str(tiny_model(tmp_path / "gpt2", "gpt2")), "recipe": recipe},
+    ]
+    shared = {"storage": spec["storage"], "candidates": [{**one, "space": {}} for one in candidates]}
+    texts = pmray.spec_from(
+        {**shared, "task": "pretraining", "name": "texts", "data": {"train": spec["data"]["train"]}}
+    )
+    adapted = {one.candidate: one for one in pmray.pretrain(texts)}
+    assert all(one.perplexity < 0.8 * one.before for one in adapted.values())
+    assert all(len(one.curve) == 8 for one in adapted.values())
+    again = {one.candidate: one for one in pmray.pretrain(texts)}
+    assert again == adapted, "what is done is not done again"
+    from transformers import pipeline
+
+    guesses = pipeline("fill-mask", model=str(adapted["bert"].folder))("the phone [MASK] good")
+    assert guesses[0]["token_str"] in {"is", "was", "works", "the"} | set(WORDS)
+    chosen = {**spec, "name": "after", "candidates": [{"model": str(adapted["bert"].folder), "recipe": RECIPE}]}
+    assert pmray.fit(pmray.spec_from(chosen), "bert").is_dir()
+    with pytest.raises(pmray.SpecError, match="run it with `pmray pretrain`"):
+        pmray.sweep(texts)
+    with pytest.raises(pmray.SpecError, match="needs `task: pretraining`"):
+        pmray.pretrain(pmray.spec_from(chosen))
+
+
+def test_workers_without_a_place_end_with_the_arithmetic(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PLACE_ATTEMPTS", 1)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    spec = tiny_spec(tmp_path)
+    spec["candidates"] = [{**spec["candidates"][0], "resources": {"workers": 2}}]
+    hog = ray.util.placement_group([{"CPU": 1}])
+    ray.get(hog.ready())
+    try:
+        with pytest.raises(NoVerdict, match=r"no place for the workers: 2 workers x 1 CPU = 2, free 1 of 2"):
+            pmray.fit(pmray.spec_from(spec), "bert")
+    finally:
+        ray.util.remove_placement_group(hog)

@@ -41,7 +41,11 @@ def test_packing_keeps_every_token_in_order(family):
     rows = encoded.table["input_ids"].to_pylist()
     assert [len(row) for row in rows[:-1]] == [16] * (len(rows) - 1)
     assert all(row[: len(begins)] == begins for row in rows)
-    whole = [token for text in table["text"].to_pylist() for token in [*tokenizer.encode(text, add_special_tokens=False), end]]
+    whole = [
+        token
+        for text in table["text"].to_pylist()
+        for token in [*tokenizer.encode(text, add_special_tokens=False), end]
+    ]
     assert [token for row in rows for token in row[len(begins) :]] == whole
     assert not len(encode_table(TASK, table.slice(0, 0), tokenizer, 16))
 

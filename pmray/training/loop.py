@@ -89,7 +89,7 @@ class Keeper(Protocol):
         ...
 
     def save(self, state: State) -> None:
-        """Keep a state. The states of workers differ only where weights are sharded."""
+        """Keep a state; only that of rank 0 holds the tensors of a sharded model."""
         ...
 
     def urgent(self) -> bool:
@@ -450,16 +450,20 @@ class _Loop:
     def _state(self) -> State:
         assert self.waiting
         return {
-            "weights": self._weights(),
-            "optimizer": self.optimizer.state(),
+            "weights": self._whole(self._weights()),
+            "optimizer": self._whole(self.optimizer.state()),
             "counts": [self.seen, self.step, self.epoch, self.batch, self.without_gain, self.good_steps, self.micro],
             "numbers": [self.scale, self.loss, self.evaluating, self._seconds()],
             "losses": self.losses,
             "first_losses": self.first_losses,
             "waiting": self.waiting,
             "curve": [(rung.examples, rung.score, rung.seconds) for rung in self.curve],
-            "best": None if self.best is None else (self.best.score, self.best.weights),
+            "best": None if self.best is None else (self.best.score, self._whole(self.best.weights)),
         }
+
+    def _whole(self, values: Any) -> Any:
+        """Whole tensors of sharded ones, at rank 0, so that any number of workers can go on from them."""
+        return sharding.gathered(values, keep=self.rank == 0) if self.sharded else values
 
     def _restore(self, state: State) -> None:
         self.seen, self.step, self.epoch, self.batch, self.without_gain, self.good_steps, self.micro = state["counts"]
@@ -472,12 +476,13 @@ class _Loop:
             # Scores of the best weights are made again, rather than carried along.
             self._take(weights)
             scores, tuned, _ = self._scored()
-            self.best = _Best(score, weights, scores, tuned)
+            self.best = _Best(score, self._weights(), scores, tuned)
         self._take(state["weights"])
         self.optimizer.load(state["optimizer"])
 
     def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self.model.load_state_dict(weights)
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: sharding.sharded_like(one, own[name]) for name, one in weights.items()})
         full = {id(one): weights[name] for name, one in self.model.state_dict(keep_vars=True).items()}
         self.frozen = {one: full[one] for one in self.frozen}
         self.optimizer.take(full)

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from pmray.spec import Recipe
 from pmray.training.layers import depths
+from pmray.training.sharding import sharded_like
 
 BUCKET_BYTES = 64 << 20
 """Gradients that are summed over workers at a time."""
@@ -104,8 +105,13 @@ class Optimizer:
         return self.adamw.state_dict()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` gave, with the same parameters."""
-        self.adamw.load_state_dict(state)
+        """Go on from what ``state`` gave, with the same parameters, sharded in another way or not at all."""
+        parameters = [one for group in self.adamw.param_groups for one in group["params"]]
+        moments = {
+            number: {name: sharded_like(one, parameters[number]) for name, one in values.items()}
+            for number, values in state["state"].items()
+        }
+        self.adamw.load_state_dict({**state, "state": moments})
 
     def _write_low(self) -> None:
         if self.low:

@@ -6,10 +6,12 @@ it is needed and freed again, computes in bf16 where that is fast, and keeps its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(model: nn.Module, *, low_precision: bool) -> None:
@@ -53,6 +55,31 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def gathered(value: Any, *, keep: bool) -> Any:
+    """A state with whole tensors in place of shards, in nested dictionaries and lists; all workers call this alike.
+
+    Args:
+        value: Holds sharded tensors, others, and plain values.
+        keep: Whether this worker wants the result; another one gets None for each tensor, and spares the memory.
+    """
+    if isinstance(value, Mapping):
+        return {key: gathered(one, keep=keep) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [gathered(one, keep=keep) for one in value]
+    if isinstance(value, DTensor):
+        whole = value.full_tensor()
+        return whole.cpu() if keep else None
+    return value
+
+
+def sharded_like(whole: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    """This worker's shard of a tensor that all workers hold whole, cut as `example` is; as it is where that is not."""
+    if not isinstance(example, DTensor) or whole.shape != example.shape:
+        return whole
+    here = whole.to(example.device, example.dtype)
+    return distribute_tensor(here, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def _layer_lists(model: nn.Module) -> list[nn.ModuleList]:

@@ -174,8 +174,6 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     if work.shard and place()[1] > 1:
         device = device_here()
         sharding.shard(model.to(device), low_precision=precision_of(work.recipe, device) == "bf16")
-        # A state of shards could only be read by as many workers again.
-        keeper = None
     opened = time.perf_counter() - started
     before = math.nan
     if work.run and not labelled:

@@ -1,13 +1,16 @@
 """An interrupted fit goes on where it was, and ends with the weights of one that never stopped."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from pmray.spec import Recipe
-from pmray.training import loop
+from pmray.training import loop, sharding
 from pmray.training.state import StateFile, read_state
 from tests.tiny import tiny_model
 from tests.unit.test_loop import RECIPE, Setting, farthest
@@ -121,3 +124,37 @@ def test_a_loss_that_runs_away_ends_the_fit(folder, monkeypatch):
     fit.first_losses, fit.losses, fit.seen = [0.7] * loop.FIRST_STEPS, [2.5] * 5, 160
     with pytest.raises(loop.Diverged, match=r"mean loss \(at first 0.7\) rose to 2.5 at step 0 with lr 0.003"):
         fit._evaluate()
+
+
+def shard_in_a_process(rank, store, folder, states, answer):
+    """A sharded fit of two workers: whole, and interrupted and gone on with."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = {}
+    for name in ("whole", "interrupted", "again"):
+        setting = Setting(folder, seed=99 if name == "again" else 0)
+        sharding.shard(setting.model, low_precision=False)
+        keeper = AtStep(states / "state.pt", 13, later=4) if name == "interrupted" else StateFile(states / "state.pt")
+        keeper.writes = rank == 0
+        try:
+            fitted = setting.fit(RECIPE, keeper=None if name == "whole" else keeper)
+        except Killed:
+            dist.barrier()
+            continue
+        weights = sharding.whole_weights(setting.model)
+        found[name] = {"validation": fitted.validation, "weights": weights, "resumed_at": fitted.resumed_at}
+    if rank == 0:
+        torch.save(found, answer)
+    dist.barrier()
+    os._exit(0)
+
+
+def test_a_sharded_fit_goes_on_with_as_many_workers_or_alone(folder, tmp_path):
+    mp.spawn(shard_in_a_process, (tmp_path / "store", folder, tmp_path, tmp_path / "answer"), nprocs=2)
+    found = torch.load(tmp_path / "answer", weights_only=False)
+    assert 0 < found["again"]["resumed_at"] < 480
+    assert farthest(found["again"]["weights"], found["whole"]["weights"]) == 0
+    alone = Setting(folder, seed=99)
+    fitted = alone.fit(keeper=StateFile(tmp_path / "state.pt"))
+    assert fitted.resumed_at == found["again"]["resumed_at"]
+    np.testing.assert_allclose(fitted.validation, found["whole"]["validation"], atol=1e-3)

@@ -53,6 +53,8 @@ class Prepared:
     data_from_cache: bool
     encodings: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """(candidate, tokens of a row) -> key of the encoded data."""
+    keep_states: bool = True
+    """Whether fits under way keep their state."""
     packed: Mapping[str, int] = field(default_factory=dict)
     """Candidate -> training rows that its tokenizer packed the texts into, where a task packs them."""
 
@@ -100,7 +102,7 @@ class Prepared:
             data=self.dataset.key,
             encoding=self.encodings[name, recipe_length(recipe, one)],
             run=None if run is None else str(run),
-            states=None if states is None else str(states),
+            states=str(states) if states and self.keep_states else None,
             state_seconds=self.spec.search.state_seconds,
             shard=resources.shard,
             checkpoint_activations=resources.checkpoint_activations,

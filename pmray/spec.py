@@ -416,6 +416,9 @@ class Search(Section):
     """Fits per finalist."""
     state_seconds: float = Field(default=30.0, gt=0)
     """Between two states of a fit that are kept for the case that it is interrupted."""
+    max_disk: Count | None = Field(default=None, gt=0)
+    """Bytes that weights and states of a run may take at a time; ``20G`` works. States that find no room are not kept;
+    weights that find none are an error before anything starts."""
     concurrency: int | None = Field(default=None, ge=1)
     """Trials at a time; by default as many as the cluster holds."""
     seed: int = 0

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.distributed.encode import encode_shards
 from pmray.distributed.train import fit_all
 from pmray.distributed.tune import rank_candidates, run_trials
-from pmray.errors import NoVerdict
+from pmray.errors import NoVerdict, SpecError
 from pmray.export import export, has_weights, is_exported
 from pmray.preparation import Prepared
 from pmray.registry import Version, register
@@ -152,6 +153,7 @@ def sweep(
         _baselines(prepared, run, console)
         with connected(address) as cluster:
             _encode(prepared, cluster, console)
+            prepared = _within_disk(prepared, cluster, console)
             ranked = _rank(prepared, run, cluster, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
             chosen = _finalists(prepared, run)
@@ -207,6 +209,7 @@ def fit(
     with open_run(one) as run:
         prepared = _prepare(one, run, console, strict=True)
         with connected(address) as cluster:
+            prepared = _within_disk(prepared, cluster, console)
             _encode(prepared, cluster, console)
             work = prepared.work(
                 "final", candidate, prepared.arms[candidate].default, seed, run.folder, states=run.states
@@ -255,7 +258,7 @@ def pretrain(
             for one in prepared.candidates:
                 key = prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
                 packed[one.name] = len(open_encoded(prepared.cache, key, "train"))
-            prepared = replace(prepared, packed=packed)
+            prepared = _within_disk(replace(prepared, packed=packed), cluster, console)
             works = {
                 name: prepared.work("final", name, arm.default, seed, run.folder, states=run.states)
                 for name, arm in prepared.arms.items()
@@ -323,6 +326,37 @@ def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
         if outcome.key not in known or known[outcome.key].error != outcome.error:
             run.ledger.append(outcome)
     return prepared
+
+
+def _within_disk(prepared: Prepared, cluster: Capacity, console: Console) -> Prepared:
+    """Refuse a run whose weights cannot stay below ``search.max_disk``; do without states where they alone cannot.
+
+    Raises:
+        SpecError: With the arithmetic.
+    """
+    spec = prepared.spec
+    if spec.search.max_disk is None:
+        return prepared
+    resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
+    parallel = at_a_time(resources, cluster, spec.search.concurrency)
+    sizes = sorted((4 * one.parameters for one in prepared.candidates), reverse=True)
+    # Of every finalist the best seed so far, and what is being saved.
+    weights = sum(sizes[: spec.search.finalists]) + parallel * sizes[0]
+    # Weights, their best so far, and the optimizer's two moments.
+    states = 4 * parallel * sizes[0]
+    if weights > spec.search.max_disk:
+        raise SpecError(
+            f"search.max_disk is {spec.search.max_disk / 1e9:g} GB, but the weights of {spec.search.finalists} "
+            f"finalists and {parallel} fits under way take {weights / 1e9:.2g} GB; raise it, or lower "
+            "search.finalists or search.concurrency."
+        )
+    if weights + states <= spec.search.max_disk:
+        return prepared
+    console.print(
+        f"[yellow]states of fits are not kept: {states / 1e9:.2g} GB beside {weights / 1e9:.2g} GB of weights would be "
+        f"over search.max_disk = {spec.search.max_disk / 1e9:g} GB[/]"
+    )
+    return replace(prepared, keep_states=False)
 
 
 def _encode(prepared: Prepared, cluster: Capacity, console: Console) -> None:
@@ -541,7 +575,9 @@ def _refit(
     known = run.ledger.settled("final")
     left = [work for works in groups.values() for work in works if work.key in again or not _is_settled(work, known)]
     if left:
-        _fit_all(prepared, run, left, cluster, console, title="finalists")
+        _fit_all(
+            prepared, run, left, cluster, console, title="finalists", on_done=partial(_drop_losing_seeds, run, groups)
+        )
     known = run.ledger.settled("final")
     done = {
         name: [known[work.key] for work in works if work.key in known and known[work.key].status == "done"]
@@ -557,8 +593,25 @@ def _is_settled(work: Work, known: Mapping[str, Outcome]) -> bool:
     return work.key in known and (known[work.key].status != "done" or (work.predictions / "test.parquet").is_file())
 
 
+def _drop_losing_seeds(run: Run, groups: Mapping[str, Sequence[Work]], ended: Work) -> None:
+    """Delete the weights of all fits of a candidate but its best so far: they can no longer be exported."""
+    known = run.ledger.settled("final")
+    same = [known[work.key] for work in groups[ended.pretrained.name] if work.key in known]
+    done = [one for one in same if one.status == "done"]
+    for one in done:
+        if one.key != _best_fit(done).key:
+            shutil.rmtree(checkpoint_folder(run.folder, one.key), ignore_errors=True)
+
+
 def _fit_all(
-    prepared: Prepared, run: Run, works: Sequence[Work], cluster: Capacity, console: Console, *, title: str
+    prepared: Prepared,
+    run: Run,
+    works: Sequence[Work],
+    cluster: Capacity,
+    console: Console,
+    *,
+    title: str,
+    on_done: Callable[[Work], None] = lambda work: None,
 ) -> dict[str, Facts]:
     """Carry out works with Ray Train, with a live table and a ledger line each."""
     spec = prepared.spec
@@ -581,6 +634,8 @@ def _fit_all(
             run.ledger.append(outcome)
             run.discard_state(work.key)
             board.end(work.key, outcome)
+            if facts.status == "done":
+                on_done(work)
 
         fit_all(works, resources, at_a_time=parallel, scratch=run.scratch, on_rung=reached, on_end=ended)
     return results

@@ -1,8 +1,10 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import coverage, data_checks, encoding, trial_overhead
+from tests.bench import coverage, data_checks, encoding, fit, trial_overhead, utilisation
 
 data_checks.main()
 coverage.main()
 trial_overhead.main()
 encoding.main(rows=500_000)
+fit.main()
+utilisation.main()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 
 import numpy as np
 import psutil
@@ -60,6 +61,29 @@ class Rows:
         table = table.select([text, label]).rename_columns(["text", "label"])
         names = sorted(set(table["label"].to_pylist()), key=str)
         return table.set_column(1, "label", [[TASK.labels[names.index(one)] for one in table["label"].to_pylist()]])
+
+
+class PeakMemory:
+    """The most memory in a block: of the GPU, or what this process holds more than before."""
+
+    def __enter__(self) -> PeakMemory:
+        self.process, self.ended = psutil.Process(), Event()
+        self.before = self.most = self.process.memory_info().rss
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.thread = Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.05):
+            self.most = max(self.most, self.process.memory_info().rss)
+
+    def __exit__(self, *raised: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        held = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self.most - self.before
+        self.mebibytes = held / 2**20
 
 
 def with_trainer(rows: Rows, seed: int, **settings) -> tuple[float, np.ndarray]:
@@ -164,15 +188,15 @@ def main(count: int = 2_000, seeds: int = 3) -> None:
     lines: dict[str, list[np.ndarray]] = {}
     memory: dict[str, float] = {}
     passes = []
-    process = psutil.Process()
     for seed in range(seeds):
         passes.append(limit(rows))
         for name, fit in ways().items():
             gc.collect()
-            taken, said = fit(rows, seed)
+            with PeakMemory() as peak:
+                taken, said = fit(rows, seed)
             seconds.setdefault(name, []).append(taken)
             lines.setdefault(name, []).append(np.stack([true, said], axis=1))
-            memory[name] = max(memory.get(name, 0.0), process.memory_info().rss / 2**20)
+            memory[name] = max(memory.get(name, 0.0), peak.mebibytes)
             console.print(f"seed {seed}: {name}: {count / taken:.0f} examples/s")
     names = list(seconds)
     rate = {name: count / mean(seconds[name]) for name in names}

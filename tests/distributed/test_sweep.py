@@ -2,14 +2,17 @@
 
 import json
 import time
+from io import StringIO
 
 import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from rich.console import Console
 
 import pmray
+from pmray import workflow
 from pmray.bundle import open_bundle
 from pmray.data.images import decode, to_base64
 from pmray.distributed import train
@@ -298,3 +301,18 @@ def test_workers_without_a_place_end_with_the_arithmetic(tmp_path, monkeypatch):
             pmray.fit(pmray.spec_from(spec), "bert")
     finally:
         ray.util.remove_placement_group(hog)
+
+
+def test_a_run_stays_within_its_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "_tidy", lambda run: None)
+    spec = tiny_spec(tmp_path, search={"trials": 1, "finalists": 1, "seeds": 2, "rank_rows": 60, "rungs": 0})
+    spec["candidates"] = spec["candidates"][:1]
+    with pytest.raises(pmray.SpecError, match=r"weights of 1 finalists and 2 fits under way take 0.0\d+ GB"):
+        pmray.sweep(pmray.spec_from({**spec, "search": {**spec["search"], "max_disk": "10k"}}))
+    said = Console(file=StringIO(), width=200)
+    spec["search"]["max_disk"] = "500k"
+    swept = pmray.sweep(pmray.spec_from(spec), console=said)
+    assert "states of fits are not kept" in said.file.getvalue()
+    best = max((one for one in swept.outcomes if one.stage == "final"), key=lambda one: (one.score, -one.seed))
+    # The other seed's weights went when it had lost, not in the end.
+    assert [folder.name for folder in (swept.folder / "checkpoints").iterdir()] == [best.key]

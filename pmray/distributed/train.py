@@ -30,6 +30,9 @@ STATE = "state.pt"
 PLACE_ATTEMPTS = 20
 """How often a worker group looks for a place: for five minutes, which is what new nodes of a cloud take."""
 
+FAILURES = FailureConfig(max_failures=2, controller_failure_limit=PLACE_ATTEMPTS)
+"""A lost worker or node can pass; what a trial itself did wrong comes back as facts."""
+
 QUESTIONS = 20
 """Steps between two questions whether a node will be taken away: a question is a round trip of all workers."""
 
@@ -102,8 +105,7 @@ class _Group(Thread):
                 name=work.key,
                 # Beside the states of other fits: they outlive this driver.
                 storage_path=work.states or str(scratch),
-                # A lost worker or node can pass; what a trial itself did wrong comes back as facts.
-                failure_config=FailureConfig(max_failures=2, controller_failure_limit=PLACE_ATTEMPTS),
+                failure_config=FAILURES,
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
@@ -113,14 +115,18 @@ class _Group(Thread):
         try:
             self.trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            told = [str(one).strip() for one in getattr(error, "worker_failures", {}).values()]
-            # Workers that lost another one tell of their connection to it; the cause is what that one tells.
-            told.sort(key=lambda text: "torch/distributed" in text)
-            reason = told[0] if told else str(error).strip()
-            if "WorkerGroupStartupTimeout" in type(getattr(error, "controller_failure", None)).__name__:
-                reason = _no_place(self.resources)
-            status = "infeasible" if f"{OutOfMemory.__name__}: " in reason else "failed"
-            self.failure = Facts(status=status, error=reason[-1000:])
+            self.failure = failure_of(error, self.resources)
+
+
+def failure_of(error: Exception, resources: Resources) -> Facts:
+    """What came of a work whose worker group ended with an error of Ray Train."""
+    told = [str(one).strip() for one in getattr(error, "worker_failures", {}).values()]
+    # Workers that lost another one tell of their connection to it; the cause is what that one tells.
+    told.sort(key=lambda text: "torch/distributed" in text)
+    reason = told[0] if told else str(error).strip()
+    if "WorkerGroupStartupTimeout" in type(getattr(error, "controller_failure", None)).__name__:
+        reason = _no_place(resources)
+    return Facts(status="infeasible" if f"{OutOfMemory.__name__}: " in reason else "failed", error=reason[-1000:])
 
 
 def _no_place(resources: Resources) -> str:

@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pmray.distributed.train import scaling
+from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection import proxies
 from pmray.selection.halving import Standing, Stop, halve
 from pmray.selection.search import Proposal, Search
@@ -175,9 +175,14 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
         _nested_worker,
         train_loop_config={"work": work},
         scaling_config=scaling(demand),
-        run_config=ray.train.RunConfig(name=work.key, storage_path=scratch, callbacks=[TuneReportCallback()]),
+        run_config=ray.train.RunConfig(
+            name=work.key, storage_path=scratch, failure_config=FAILURES, callbacks=[TuneReportCallback()]
+        ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        tune.report({"examples": 0, "facts": failure_of(error, demand)})
 
 
 def _nested_worker(config: dict[str, Any]) -> None:

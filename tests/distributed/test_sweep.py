@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.train import FailureConfig
 from rich.console import Console
 
 import pmray
@@ -290,7 +291,7 @@ def test_pre_training_lowers_perplexity_and_gives_a_candidate(tmp_path):
 
 
 def test_workers_without_a_place_end_with_the_arithmetic(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "PLACE_ATTEMPTS", 1)
+    monkeypatch.setattr(train, "FAILURES", FailureConfig(controller_failure_limit=1))
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     spec = tiny_spec(tmp_path)
     spec["candidates"] = [{**spec["candidates"][0], "resources": {"workers": 2}}]

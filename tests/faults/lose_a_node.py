@@ -37,4 +37,5 @@ def main(spec_path: str) -> None:
     cluster.shutdown()
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

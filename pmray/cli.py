@@ -385,6 +385,37 @@ def runs(
 
 @app.command()
 @_answering
+def show(
+    run: Annotated[str, typer.Argument(help="Name of a run, or its folder.", metavar="RUN")],
+    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    as_json: AsJson = False,
+) -> Answer:
+    """Tell one run: the verdict in words, its table, every trial and what became of it."""
+    from pmray.report.plan import run_told
+    from pmray.run import find_run, read_run
+
+    found = read_run(find_run(run, storage))
+    return found, lambda console: console.print(run_told(found))
+
+
+@app.command()
+@_answering
+def leaderboard(
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or their folders.", metavar="RUN...")],
+    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    as_json: AsJson = False,
+) -> Answer:
+    """Put the models of several runs into one table."""
+    from pmray.report.plan import leaderboard_table
+    from pmray.run import find_run
+    from pmray.run import leaderboard as lines_of
+
+    lines = lines_of([find_run(one, storage) for one in runs])
+    return lines, lambda console: console.print(leaderboard_table(lines))
+
+
+@app.command()
+@_answering
 def demo(
     storage: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path(DEFAULT_STORAGE),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,

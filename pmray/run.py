@@ -10,13 +10,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pmray.errors import LedgerError
-from pmray.selection.ledger import Ledger, read_ledger
+from pmray.errors import LedgerError, UnknownName
+from pmray.selection.ledger import Ledger, latest, read_ledger
 from pmray.spec import Spec
 
 LEDGER = "ledger.jsonl"
@@ -127,6 +128,73 @@ def environment() -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "versions": versions,
     }
+
+
+def find_run(name: str, storage: Path) -> Path:
+    """The folder of a run, by its name in `storage` or its path.
+
+    Raises:
+        UnknownName: There is no ledger in either.
+    """
+    for folder in (storage / name, Path(name).expanduser()):
+        if (folder / LEDGER).is_file():
+            return folder
+    known = [str(one["name"]) for one in list_runs(storage)]
+    raise UnknownName(f"run in {storage}", name, known)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a run folder tells: its state, spec, findings, every trial (latest word of each), and the verdict.
+
+    ``lines`` are the models and baselines of the verdict, best first, as ``leaderboard`` gives them.
+
+    Raises:
+        LedgerError: A file in it cannot be read.
+    """
+    outcomes = list(latest(read_ledger(folder / LEDGER)).values())
+    try:
+        found = {
+            name: json.loads((folder / file).read_text()) if (folder / file).is_file() else None
+            for name, file in (("verdict", VERDICT), ("findings", FINDINGS))
+        }
+    except ValueError as error:
+        raise LedgerError(f"{folder} holds a damaged file ({error}); run again to write it anew") from None
+    verdict = found["verdict"] or {"lines": ()}
+    # Which test rows were opened: scores of other rows cannot be compared with these.
+    data = next((one.facts.get("data") for one in reversed(outcomes) if one.stage == "test"), None)
+    lines = [
+        {
+            "run": folder.name,
+            "model": line["name"],
+            "winner": line["name"] == verdict["winner"],
+            "baseline": line["baseline"],
+            "metric": verdict["metric"],
+            **{key: line["score"][key] for key in ("value", "low", "high")},
+            "rows": verdict["rows"],
+            "data": data,
+            **{key: line[key] for key in ("latency_ms", "parameters", "training_seconds")},
+        }
+        for line in verdict["lines"]
+    ]
+    return {
+        "name": folder.name,
+        "folder": str(folder),
+        "state": "decided" if found["verdict"] else "unfinished",
+        "spec": (folder / "spec.yaml").read_text() if (folder / "spec.yaml").is_file() else None,
+        **found,
+        "trials": [asdict(one) for one in outcomes if one.stage != "test"],
+        "lines": lines,
+    }
+
+
+def leaderboard(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The models and baselines of several decided runs, best first; undecided runs have none yet.
+
+    Raises:
+        LedgerError: A file in a folder cannot be read.
+    """
+    lines = [line for folder in folders for line in read_run(folder)["lines"]]
+    return sorted(lines, key=lambda line: (str(line["metric"]), -line["value"]))
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.scoring.ragged import flat
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
-from pmray.selection.proxies import Ranked, thin
+from pmray.selection.proxies import PROXIES, Agreement, Ranked, agreement, thin
 from pmray.selection.search import Search, Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
@@ -156,9 +156,10 @@ def sweep(
             prepared = _within_disk(prepared, cluster, console)
             ranked = _rank(prepared, run, cluster, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
+            agreed = _ranking_agreement(prepared, run, ranked, console)
             chosen = _finalists(prepared, run)
             works = _refit(prepared, run, chosen, cluster, console)
-            verdict = _decide(prepared, run, works, console)
+            verdict = _decide(prepared, run, works, agreed, console)
             winner = _best_fit(works[verdict.winner])
             if not has_weights(run, winner):
                 # The run had been decided for another winner, and this one's weights deleted.
@@ -420,7 +421,10 @@ def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> 
     resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
     at_a_time(resources, cluster)
     rows = prepared.ranking_rows()
-    keys = {one.name: prepared.key("rank", one, {}, spec.search.seed, len(rows)) for one in prepared.candidates}
+    keys = {
+        one.name: prepared.key("rank", one, {"proxies": PROXIES}, spec.search.seed, len(rows))
+        for one in prepared.candidates
+    }
     known = run.ledger.settled("rank")
     waiting = [one for one in prepared.candidates if keys[one.name] not in known]
 
@@ -530,6 +534,23 @@ def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:
             if prepared.work("sweep", outcome.candidate, recipe, outcome.seed).key == outcome.key:
                 tried.append(Tried(outcome.candidate, recipe, outcome.score))
     return tried
+
+
+def _ranking_agreement(prepared: Prepared, run: Run, ranked: Sequence[Ranked], console: Console) -> Agreement | None:
+    """Say how well the order before fine-tuning agreed with the scores after it."""
+    names = [one.candidate for one in ranked]
+    current = {(one.candidate, one.recipe) for one in _tried(prepared, run, names)}
+    curves: dict[str, list[Mapping[int, float]]] = {name: [] for name in names}
+    for one in run.ledger.settled("sweep").values():
+        if (one.candidate, Recipe(**one.recipe)) in current:
+            curves[one.candidate].append(dict(one.curve))
+    found = agreement(ranked, curves)
+    if found:
+        console.print(
+            f"ranking against fine-tuning of {found.candidates} candidates, at {found.examples} examples: Spearman "
+            f"{found.spearman:.2f}, weighted Kendall tau {found.weighted_tau:.2f}"
+        )
+    return found
 
 
 def _finalists(prepared: Prepared, run: Run) -> list[Outcome]:
@@ -648,7 +669,13 @@ def _described(prepared: Prepared, work: Work) -> tuple[str, str, int]:
     return name, f"{detail}, seed {work.seed}" if work.run else detail, work.budget
 
 
-def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]], console: Console) -> Verdict:
+def _decide(
+    prepared: Prepared,
+    run: Run,
+    works: Mapping[str, Sequence[Outcome]],
+    agreed: Agreement | None,
+    console: Console,
+) -> Verdict:
     """Open the test rows, for all finalists and baselines together, and decide."""
     data = prepared.dataset
     keys = sorted(one.key for outcomes in works.values() for one in outcomes)
@@ -712,6 +739,7 @@ def _decide(prepared: Prepared, run: Run, works: Mapping[str, Sequence[Outcome]]
             **verdict.to_json(),
             "test_opened": times,
             "calibration": calibration,
+            "ranking": asdict(agreed) if agreed else None,
             "seconds": {
                 stage: round(sum(one.seconds for one in trials if one.stage == stage), 1)
                 for stage in ("rank", "sweep", "final")

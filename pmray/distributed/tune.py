@@ -83,10 +83,7 @@ def _rank_one(
     started = time.perf_counter()
     rows, targets = shared
     found = extract_features(one, settings, Path(cache), encoding, rows)
-    scores = {
-        "LogME": proxies.logme(found, targets),
-        "linear probe": proxies.linear_probe(found, targets, open_task(settings), metric),
-    }
+    scores = proxies.judge(found, targets, open_task(settings), metric)
     return scores, time.perf_counter() - started
 
 

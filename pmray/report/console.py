@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pmray.data.check import Finding
 from pmray.selection.ledger import Outcome
-from pmray.selection.proxies import Ranked
+from pmray.selection.proxies import Ranked, concordance
 from pmray.selection.verdict import Verdict, show
 
 STATUS_STYLE = {"done": "green", "stopped": "yellow", "failed": "red", "infeasible": "red", "unavailable": "magenta"}
@@ -158,8 +158,10 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 def rank_table(ranked: Sequence[Ranked]) -> Table:
     """Candidates before fine-tuning, best first."""
-    table = Table(title="Rank (frozen features, no fine-tuning)", title_justify="left")
     proxies = list(ranked[0].proxies) if ranked else []
+    agreed = concordance([[one.proxies[proxy] for one in ranked] for proxy in proxies])
+    told = f"Rank (frozen features, no fine-tuning; agreement of the proxies {agreed:.2f} of 1)"
+    table = Table(title=told, title_justify="left")
     for heading in ("#", "candidate", "family", "parameters", *proxies, "mean rank", ""):
         table.add_column(heading, justify="left" if heading in ("candidate", "family", "") else "right")
     for place, one in enumerate(ranked, start=1):

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from pmray.report.console import recipe_text
+
 
 def plan_table(plan: Any) -> RenderableType:
     """What will run, for people.
@@ -78,6 +80,68 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> RenderableType:
             str(one["failed"]),
             one["changed"],
         )
+    return table
+
+
+def run_told(run: Mapping[str, Any]) -> RenderableType:
+    """One run: the verdict in words, its lines, all trials.
+
+    Args:
+        run: What ``pmray.run.read_run`` gave.
+    """
+    parts: list[RenderableType] = [f"{run['name']}: {run['state']} ({run['folder']})"]
+    verdict = run["verdict"]
+    if verdict:
+        parts += [*verdict["words"], leaderboard_table(run["lines"], runs=False)]
+    trials = Table(title="Trials", title_justify="left")
+    for heading in ("stage", "candidate", "recipe", "seed", "state", "score", "examples", "time", "error"):
+        right = heading in ("seed", "score", "examples", "time")
+        trials.add_column(heading, justify="right" if right else "left", overflow="fold")
+    defaults: dict[str, Mapping[str, Any]] = {}
+    for one in run["trials"]:
+        recipe = ""
+        if one["stage"] in ("sweep", "final"):
+            # The first of a candidate is its default recipe.
+            recipe = recipe_text(one["recipe"], defaults.setdefault(one["candidate"], one["recipe"]))
+        trials.add_row(
+            one["stage"],
+            one["candidate"],
+            recipe,
+            str(one["seed"]),
+            one["status"],
+            "" if one["score"] is None else f"{one['score']:.3f}",
+            str(one["examples"] or ""),
+            duration(one["seconds"]),
+            one["error"].strip().splitlines()[-1] if one["error"] else "",
+        )
+    return Group(*parts, trials)
+
+
+def leaderboard_table(lines: Sequence[Mapping[str, Any]], *, runs: bool = True) -> RenderableType:
+    """Models of one run or of several, best first.
+
+    Args:
+        lines: What ``pmray.run.leaderboard`` gave.
+        runs: Whether to name the runs.
+    """
+    if not lines:
+        return "no decided run among these; `pmray sweep SPEC` decides one"
+    table = Table(title="Leaderboard" if runs else "Verdict", title_justify="left")
+    for heading in (*(("run", "test rows") if runs else ()), "model", "score", "ms/row", "parameters", "training"):
+        table.add_column(heading, justify="left" if heading in ("run", "model", "test rows") else "right")
+    for one in lines:
+        own = (one["run"], f"{one['rows']} ({(one['data'] or '?')[:6]})") if runs else ()
+        table.add_row(
+            *own,
+            one["model"],
+            f"{one['metric']} {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]",
+            "" if one["baseline"] else f"{one['latency_ms']:.1f}",
+            "" if one["baseline"] else f"{one['parameters'] / 1e6:.1f} M",
+            duration(one["training_seconds"]),
+            style="bold green" if one["winner"] else "dim" if one["baseline"] else "",
+        )
+    if len({(one["metric"], one["data"]) for one in lines}) > 1:
+        return Group(table, "[yellow]other metrics or other test rows: such scores cannot be compared[/]")
     return table
 
 

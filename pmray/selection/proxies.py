@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from pmray.scoring.ragged import flat, is_ragged, like
 from pmray.tasks.base import Task
 
+MOST_PARTS = 5_000
+"""Parts of ragged rows that are compared with each other."""
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -26,6 +29,21 @@ class Ranked:
     mean_rank: float
     kept: bool
     reason: str
+
+
+PROXIES = ("LogME", "H-score", "neighbours", "linear probe")
+"""What ``judge`` gives."""
+
+
+def judge(features: NDArray[Any], targets: NDArray[Any], task: Task, metric: str) -> dict[str, float]:
+    """All proxies of a candidate, from one forward pass over the rows; larger is better."""
+    scores = (
+        logme(features, targets),
+        h_score(features, targets),
+        nearest_neighbours(features, targets, task, metric),
+        linear_probe(features, targets, task, metric),
+    )
+    return dict(zip(PROXIES, scores, strict=True))
 
 
 def logme(features: NDArray[Any], targets: NDArray[Any]) -> float:
@@ -66,6 +84,70 @@ def logme(features: NDArray[Any], targets: NDArray[Any]) -> float:
             - rows / 2 * math.log(2 * math.pi)
         )
     return float(np.mean(evidence) / rows)
+
+
+def h_score(features: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Variance between classes of the whitened features: how far apart the class means lie, averaged over labels.
+
+    Bao et al. 2019, "An information-theoretic approach to transferability in task transfer learning" (ICIP), with the
+    shrunken covariance of Ibrahim, Ponomareva & Mazumder 2021, "Newer is not always better" (section 4.1): few rows
+    with wide features have a covariance that cannot be inverted.
+
+    Args:
+        features: Shape (rows, width), or ragged.
+        targets: Class numbers, shape (rows,), label bits, shape (rows, labels), or ragged.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    x = flat(features).astype(np.float64)
+    x = x - x.mean(0)
+    covariance, shrinkage = ledoit_wolf(x, assume_centered=True)
+    kinds = flat(targets)
+    columns = kinds.T if kinds.ndim == 2 else [kinds]
+    scores = []
+    for column in columns:
+        classes, numbers, counts = np.unique(column, return_inverse=True, return_counts=True)
+        means = np.zeros((len(classes), x.shape[1]))
+        np.add.at(means, numbers, x)
+        means /= counts[:, None]
+        between = np.linalg.solve(covariance, means.T).T
+        scores.append((1 - shrinkage) * float(((counts / len(x))[:, None] * means * between).sum()))
+    return float(np.mean(scores))
+
+
+def nearest_neighbours(
+    features: NDArray[Any], targets: NDArray[Any], task: Task, metric: str, *, neighbours: int = 10
+) -> float:
+    """The deciding metric of what the nearest other rows say (cosine), each row left out in turn.
+
+    Renggli et al. 2022, "Which model to transfer? Finding the needle in the growing haystack" (CVPR), found it to agree
+    with fine-tuning where a linear probe does not, and the other way round.
+
+    Args:
+        features: Shape (rows, width), or ragged; of a ragged row's parts, only those of other rows are neighbours.
+        targets: As ``task.targets`` gives them.
+        task: Turns shares of neighbours into a score.
+        metric: Name of the deciding metric.
+        neighbours: How many are asked.
+    """
+    if is_ragged(targets):
+        # Parts are many, and each is compared with all.
+        few = int(np.searchsorted(np.cumsum([len(row) for row in targets]), MOST_PARTS)) + 1
+        features, targets = features[:few], targets[:few]
+    x, y = flat(features).astype(np.float32), flat(targets)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-12
+    row = np.repeat(np.arange(len(targets)), [len(one) for one in targets]) if is_ragged(targets) else np.arange(len(x))
+    votes = y.astype(np.float32) if y.ndim == 2 else np.eye(len(task.labels), dtype=np.float32)[y]
+    count = min(neighbours, len(x) - 1)
+    shares = np.empty((len(x), votes.shape[1]), np.float32)
+    for start in range(0, len(x), 1_000):
+        near = x[start : start + 1_000] @ x.T
+        near[row[start : start + 1_000, None] == row[None]] = -2
+        chosen = np.argpartition(-near, count - 1, axis=1)[:, :count]
+        shares[start : start + 1_000] = votes[chosen].mean(1)
+    scores = like(shares, targets)
+    outcomes = task.tuned(scores, targets, metric).outcome(scores, targets)
+    return float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
 
 
 def linear_probe(features: NDArray[Any], targets: NDArray[Any], task: Task, metric: str, *, folds: int = 3) -> float:
@@ -124,7 +206,7 @@ def thin(
     """Order candidates by the mean of their ranks over the proxies, and decide who is fine-tuned.
 
     Never fewer than three, and never the last of a family: in 6 % of the setups of Bassignana et al. 2022 a proxy had
-    the wrong sign.
+    the wrong sign. The less the proxies agree, the more are kept: all where they agree no more than by chance.
 
     Args:
         scores: Candidate -> proxy -> score.
@@ -139,7 +221,8 @@ def thin(
         for place, name in enumerate(sorted(names, key=lambda one, by=proxy: -scores[one][by]), start=1):  # type: ignore[misc]
             ranks[name] += place / len(proxies)
     order = sorted(names, key=lambda name: (ranks[name], parameters[name]))
-    count = max(3, math.ceil(keep * len(order)))
+    agreed = concordance([[scores[name][proxy] for name in names] for proxy in proxies])
+    count = max(3, math.ceil((keep + (1 - keep) * (1 - agreed)) * len(order)))
     ranked = []
     represented: set[str] = set()
     for place, name in enumerate(order):
@@ -153,6 +236,68 @@ def thin(
         represented.add(family)
         ranked.append(Ranked(name, family, parameters[name], dict(scores[name]), ranks[name], kept, reason))
     return ranked
+
+
+def concordance(scores: Sequence[Sequence[float]]) -> float:
+    """Kendall's coefficient of concordance W of several orders: 1 where all are the same, about 0 by chance.
+
+    Kendall & Babington Smith 1939, "The problem of m rankings". Of fewer than two orders or three candidates it is 1.
+
+    Args:
+        scores: Of each proxy its scores of the candidates, in one order of candidates.
+
+    >>> concordance([[3, 2, 1], [9, 5, 4]]), concordance([[3, 2, 1], [1, 2, 3]])
+    (1.0, 0.0)
+    """
+    from scipy.stats import rankdata
+
+    if len(scores) < 2 or len(scores[0]) < 3:
+        return 1.0
+    sums = np.sum([rankdata(one) for one in scores], axis=0)
+    judges, candidates = len(scores), len(scores[0])
+    return float(12 * ((sums - sums.mean()) ** 2).sum() / (judges**2 * (candidates**3 - candidates)))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well an order before fine-tuning agreed with scores after it; both in [-1, 1]."""
+
+    candidates: int
+    examples: int
+    """At which scores were compared, the same for all."""
+    spearman: float
+    weighted_tau: float
+    """Kendall's tau that weighs the top of the order more (Vigna 2015)."""
+
+
+def agreement(ranked: Sequence[Ranked], curves: Mapping[str, Sequence[Mapping[int, float]]]) -> Agreement | None:
+    """Compare the mean rank of candidates with their best scores at the last rung that all of them reached.
+
+    Args:
+        ranked: Before fine-tuning.
+        curves: Candidate -> of each of its trials examples -> score.
+
+    Returns:
+        None where fewer than three candidates have reached a common rung.
+    """
+    from scipy.stats import spearmanr, weightedtau
+
+    known = [one for one in ranked if any(curves.get(one.candidate, ()))]
+    rungs = [{rung for curve in curves[one.candidate] for rung in curve} for one in known]
+    common = set.intersection(*rungs) if rungs else set()
+    if len(known) < 3 or not common:
+        return None
+    at = max(common)
+    reached = [max(curve[at] for curve in curves[one.candidate] if at in curve) for one in known]
+    before = [-one.mean_rank for one in known]
+    if len(set(reached)) == 1 or len(set(before)) == 1:
+        return None
+    return Agreement(
+        candidates=len(known),
+        examples=at,
+        spearman=float(spearmanr(before, reached).statistic),
+        weighted_tau=float(weightedtau(before, reached, rank=None).statistic),
+    )
 
 
 def _columns(targets: NDArray[Any]) -> NDArray[np.float64]:

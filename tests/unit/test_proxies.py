@@ -3,17 +3,97 @@
 import numpy as np
 import pytest
 
-from pmray.selection.proxies import linear_probe, logme, thin
+from pmray.scoring.ragged import ragged
+from pmray.selection.proxies import (
+    Ranked,
+    agreement,
+    concordance,
+    h_score,
+    linear_probe,
+    logme,
+    nearest_neighbours,
+    thin,
+)
 from pmray.tasks.text import TextClassification
 
 
-def test_logme_prefers_features_that_tell_the_classes_apart():
+@pytest.mark.parametrize("proxy", [logme, h_score])
+@pytest.mark.parametrize("kind", ["classes", "bits", "ragged"])
+def test_proxies_prefer_features_that_tell_the_classes_apart(proxy, kind):
     random = np.random.default_rng(0)
     targets = random.integers(0, 3, 300)
     noise = random.normal(size=(300, 20))
-    scores = [logme(noise + strength * np.eye(20)[targets], targets) for strength in (0, 1, 3)]
+    scores = []
+    for strength in (0, 1, 3):
+        features, said = noise + strength * np.eye(20)[targets], targets
+        if kind == "bits":
+            said = np.eye(3, dtype=np.int8)[targets]
+        elif kind == "ragged":
+            features, said = ragged(np.split(features, 30)), ragged(np.split(targets, 30))
+        scores.append(proxy(features, said))
     assert scores == sorted(scores)
     assert scores[2] - scores[0] > 0.1
+
+
+def test_h_score_is_that_of_its_definition_where_rows_are_many():
+    random = np.random.default_rng(2)
+    targets = random.integers(0, 4, 20_000)
+    x = random.normal(size=(20_000, 6)) + 2 * np.eye(6)[targets]
+    x -= x.mean(0)
+    means = np.stack([x[targets == label].mean(0) for label in range(4)])[targets]
+    plain = np.trace(np.linalg.inv(np.cov(x.T, bias=True)) @ np.cov(means.T, bias=True))
+    assert h_score(x, targets) == pytest.approx(plain, rel=0.01)
+    assert h_score(random.normal(size=(30, 100)), targets[:30]) < 3, "fewer rows than columns can be judged too"
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_neighbours_score_like_the_task(multi_label):
+    random = np.random.default_rng(0)
+    classes = random.integers(0, 3, 240)
+    targets = np.eye(3, dtype=np.int8)[classes] if multi_label else classes
+    task = TextClassification(labels=("a", "b", "c"), multi_label=multi_label)
+    apart = random.normal(size=(240, 8)) + 6 * np.eye(8)[classes]
+    assert nearest_neighbours(apart, targets, task, task.default_score()) > 0.95
+    assert nearest_neighbours(random.normal(size=(240, 8)), targets, task, task.default_score()) < 0.65
+
+
+def test_parts_of_the_same_row_are_no_neighbours():
+    from pmray.tasks.tokens import TokenClassification
+
+    random = np.random.default_rng(0)
+    # Parts of a row are equal to each other, and say nothing about those of others.
+    numbers = random.integers(0, 2, 60)
+    features = ragged([np.repeat(random.normal(size=(1, 8)), 4, axis=0) for _ in numbers])
+    targets = ragged([np.full(4, number) for number in numbers])
+    task = TokenClassification.from_json({"task": "token-classification", "labels": ["O", "B-X"]})
+    told = nearest_neighbours(features, targets, task, "word_accuracy")
+    assert told < 0.75
+
+
+def test_the_agreement_is_that_of_the_last_common_rung():
+    ranked = [Ranked(name, "bert", 1, {}, place, True, "") for place, name in enumerate("abcd", start=1)]
+    curves = {
+        "a": [{10: 0.5, 30: 0.9}, {10: 0.6}],
+        "b": [{10: 0.55, 30: 0.8}],
+        "c": [{10: 0.4}],
+        "d": [],
+    }
+    found = agreement(ranked, curves)
+    assert (found.candidates, found.examples, found.spearman) == (3, 10, 1.0)
+    assert found.weighted_tau == pytest.approx(1.0)
+    curves["c"] = [{10: 0.99}]
+    assert agreement(ranked, curves).spearman == -0.5
+    assert agreement(ranked[:2], curves) is None
+
+
+def test_proxies_that_disagree_widen_the_funnel():
+    names = "abcdefgh"
+    agree = {name: {"one": -place, "two": -place, "three": -place} for place, name in enumerate(names)}
+    differ = {name: {**agree[name], "two": place} for place, name in enumerate(names)}
+    families, sizes = dict.fromkeys(names, "bert"), dict.fromkeys(names, 1)
+    kept = [sum(one.kept for one in thin(scores, families, sizes, keep=0.4)) for scores in (agree, differ)]
+    assert kept == [4, 8]
+    assert concordance([list(range(8)), list(range(8)), list(range(8))[::-1]]) == pytest.approx(1 / 9)
 
 
 def test_logme_is_the_largest_evidence_of_a_linear_model():

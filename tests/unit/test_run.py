@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from pmray.errors import LedgerError
-from pmray.run import Run, environment, list_runs, open_run
+from pmray.errors import LedgerError, UnknownName
+from pmray.report.plan import leaderboard_table, run_told
+from pmray.run import Run, environment, find_run, leaderboard, list_runs, open_run, read_run
 from pmray.selection.ledger import Outcome
 from pmray.spec_file import load_spec, spec_from
 
@@ -105,6 +108,57 @@ def test_runs_are_listed_with_what_came_of_them(spec, tmp_path):
     assert (newest["name"], newest["state"], newest["winner"]) == ("other", "unfinished", None)
     assert (oldest["name"], oldest["state"], oldest["winner"], oldest["score"]) == ("job", "decided", "bert", 0.9)
     assert (oldest["metric"], oldest["trials"], oldest["failed"]) == ("f1_macro", 2, 1)
+
+
+def verdict_of(*models, metric="f1_macro"):
+    lines = [
+        {
+            "name": name,
+            "baseline": name == "tfidf",
+            "score": {"value": value, "low": value - 0.1, "high": value + 0.1},
+            "latency_ms": 2.0,
+            "parameters": 10,
+            "training_seconds": 3.0,
+        }
+        for name, value in models
+    ]
+    return {"winner": models[0][0], "metric": metric, "rows": 80, "lines": lines, "words": ["it wins"]}
+
+
+def test_a_run_is_told_with_the_latest_word_of_each_trial(spec, tmp_path):
+    with open_run(spec) as run:
+        run.ledger.append(outcome(status="failed", score=None, error="it broke\nbadly", may_pass=True))
+        run.ledger.append(outcome(recipe={"lr": 0.1}))
+        run.ledger.append(outcome("t", stage="test", facts={"data": "abcdefgh"}))
+        unfinished = read_run(spec.folder)
+        run.write_verdict(verdict_of(("bert", 0.9), ("tfidf", 0.8)))
+    assert (unfinished["state"], unfinished["lines"]) == ("unfinished", [])
+    found = read_run(find_run("job", tmp_path / "runs"))
+    assert [(one["status"], one["recipe"]) for one in found["trials"]] == [("done", {"lr": 0.1})]
+    assert [(line["model"], line["winner"], line["data"]) for line in found["lines"]] == [
+        ("bert", True, "abcdefgh"),
+        ("tfidf", False, "abcdefgh"),
+    ]
+    console = Console(file=StringIO(), width=160)
+    console.print(run_told(found))
+    assert all(text in console.file.getvalue() for text in ("it wins", "0.900 [0.800, 1.000]", "default recipe"))
+    (spec.folder / "verdict.json").write_text("{")
+    with pytest.raises(LedgerError, match="holds a damaged file"):
+        read_run(spec.folder)
+
+
+def test_a_leaderboard_puts_runs_together_and_says_what_cannot_be_compared(spec, tmp_path):
+    for name, data, models in (("one", "a", [("bert", 0.7)]), ("two", "b", [("gpt", 0.8), ("tfidf", 0.6)])):
+        with open_run(spec_from({**spec.model_dump(mode="json"), "name": name})) as run:
+            run.ledger.append(outcome("t", stage="test", facts={"data": data}))
+            run.write_verdict(verdict_of(*models))
+    lines = leaderboard([find_run(name, tmp_path / "runs") for name in ("one", "two")])
+    assert [(line["run"], line["model"]) for line in lines] == [("two", "gpt"), ("one", "bert"), ("two", "tfidf")]
+    console = Console(file=StringIO(), width=160)
+    console.print(leaderboard_table(lines))
+    assert "such scores cannot be compared" in console.file.getvalue()
+    with pytest.raises(UnknownName, match="Did you mean 'two'"):
+        find_run("twoo", tmp_path / "runs")
 
 
 def test_no_storage_is_no_runs(tmp_path):

@@ -416,6 +416,42 @@ def leaderboard(
 
 @app.command()
 @_answering
+def replay(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names or folders of runs whose trials went to their end (search.stop: false), or tables of scores "
+            "(a line of model names, then one of numbers for each data set, between tabs).",
+            metavar="RUN|TABLE...",
+        ),
+    ],
+    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    as_json: AsJson = False,
+) -> Answer:
+    """Play other rules of choosing on recorded scores: what they would have found, and at which cost."""
+    from dataclasses import asdict
+
+    from rich.console import Group
+
+    from pmray.report.plan import replay_table
+    from pmray.run import LEDGER, find_run
+    from pmray.selection.ledger import read_ledger
+    from pmray.selection.replay import curves_of, read_matrix, replay_halving, replay_matrix
+
+    found = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_file() and path.suffix != ".jsonl":
+            replayed = replay_matrix(read_matrix(path))
+        else:
+            ledger = path if path.is_file() else find_run(source, storage) / LEDGER
+            replayed = replay_halving(curves_of(read_ledger(ledger)))
+        found[source] = [asdict(one) for one in replayed]
+    return found, lambda console: console.print(Group(*(replay_table(*item) for item in found.items())))
+
+
+@app.command()
+@_answering
 def demo(
     storage: Annotated[Path, typer.Option(help="Folder for the demo's runs.")] = Path(DEFAULT_STORAGE),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,

@@ -410,6 +410,8 @@ class Search(Section):
     """Successive halving: one trial in `reduction` goes on from each rung."""
     rungs: int = Field(default=2, ge=0)
     """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial. 0: no halving."""
+    stop: bool = True
+    """Whether halving stops trials; false lets all go to their end, which costs more and serves `pmray replay`."""
     finalists: int = Field(default=3, ge=1)
     """Models that are re-fitted and compared on the test rows."""
     seeds: int = Field(default=3, ge=1)

@@ -516,7 +516,7 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             resources,
             trials=left,
             at_a_time=parallel,
-            reduction=spec.search.reduction,
+            reduction=spec.search.reduction if spec.search.stop else math.inf,
             deadline=deadline,
             scratch=run.scratch,
             on_start=lambda work: board.start(work.key, *_described(prepared, work)),

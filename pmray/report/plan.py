@@ -145,6 +145,26 @@ def leaderboard_table(lines: Sequence[Mapping[str, Any]], *, runs: bool = True) 
     return table
 
 
+def replay_table(source: str, replayed: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What other rules would have found.
+
+    Args:
+        source: What was replayed.
+        replayed: Each a ``pmray.selection.replay.Replayed`` as plain values.
+    """
+    table = Table(title=f"Replay of {source}", title_justify="left")
+    for heading in ("rule", "compute", "regret", "worst"):
+        table.add_column(heading, justify="left" if heading == "rule" else "right")
+    for one in replayed:
+        table.add_row(
+            one["rule"],
+            f"{one['compute']:.0%}",
+            f"{100 * one['regret']:.2f} points",
+            f"{100 * one['worst']:.1f} points",
+        )
+    return table
+
+
 def duration(seconds: float) -> str:
     """Write a time as a person reads it.
 

@@ -24,7 +24,7 @@ from pmray.selection.search import Arm
 from pmray.spec import Candidate, Choice, Recipe, Spec
 from pmray.tasks.base import Task
 from pmray.training.loop import rungs_of
-from pmray.training.model import Pretrained, check_processor, locate
+from pmray.training.model import Pretrained, check_processor, check_rules, locate
 from pmray.training.trial import Work, recipe_length
 
 FEWEST_STEPS = 300
@@ -242,12 +242,7 @@ def _locate_all(spec: Spec, task: Task, console: Console, strict: bool) -> tuple
             try:
                 one = locate(candidate)
                 check_processor(task, one)
-                limit = spec.decide.max_parameters
-                if limit and one.parameters > limit:
-                    raise CandidateUnavailable(
-                        f"{candidate.model}: {one.parameters / 1e6:.0f} M parameters, over decide.max_parameters = "
-                        f"{limit / 1e6:.0f} M"
-                    )
+                check_rules(one, spec.decide)
                 found.append(one)
             except CandidateUnavailable as error:
                 if strict:

@@ -400,6 +400,10 @@ class Search(Section):
     """Fine-tuning runs of the sweep, over all candidates (the finalists' re-fits are not counted)."""
     hours: float | None = Field(default=None, gt=0)
     """Start no new trial after this time."""
+    examples: Count | None = Field(default=None, gt=0)
+    """Start no new trial after so many examples were seen in training, over all trials; ``200k`` works."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Start no new trial after so many hours of a GPU, over all trials."""
     algorithm: Literal["tpe", "random"] = "tpe"
     """How recipes are proposed: Optuna's TPE (Bergstra et al. 2011) or random search."""
     rank_rows: int = Field(default=1000, ge=20)
@@ -438,6 +442,10 @@ class Decide(Section):
     """Slower models cannot win (single row, one worker's CPUs or GPU)."""
     max_parameters: Count | None = Field(default=None, gt=0)
     """Larger models are not tried; ``400M`` works."""
+    licences: list[str] | None = Field(default=None, min_length=1)
+    """Licences that a model may have, as its card writes them (``mit``, ``apache-2.0``); others are not tried."""
+    languages: list[str] | None = Field(default=None, min_length=1)
+    """Languages of which a model's card must name one (``en``, ``multilingual``); others are not tried."""
     draws: int = Field(default=2000, ge=100)
     """Bootstrap draws."""
 

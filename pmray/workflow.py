@@ -46,6 +46,7 @@ from pmray.run import Run, open_run
 from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.scoring.ragged import flat
+from pmray.selection.budget import Spent
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import PROXIES, Agreement, Ranked, agreement, thin
@@ -498,7 +499,12 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
     resources = {name: spec.resources_of(spec.candidate(name)) for name in kept}
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
     search = Search(arms, algorithm=spec.search.algorithm, seed=spec.search.seed, tried=tried)
-    deadline = time.time() + 3600 * spec.search.hours if spec.search.hours else None
+    spent = Spent.of(run.ledger.settled("sweep").values(), resources)
+    started = time.time()
+    if reason := spent.reached(spec.search, 0):
+        # By an earlier run of this folder.
+        console.print(f"[yellow]no further trial is started: {reason}[/]")
+        return
     board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1])
     with board:
 
@@ -506,6 +512,7 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             outcome = outcome_of(work, facts, "sweep", may_pass=may_pass)
             run.ledger.append(outcome)
             run.discard_state(work.key)
+            spent.add(outcome, resources)
             board.end(work.key, outcome)
 
         run_trials(
@@ -517,12 +524,14 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             trials=left,
             at_a_time=parallel,
             reduction=spec.search.reduction if spec.search.stop else math.inf,
-            deadline=deadline,
+            enough=lambda: spent.reached(spec.search, time.time() - started) is not None,
             scratch=run.scratch,
             on_start=lambda work: board.start(work.key, *_described(prepared, work)),
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
         )
+    if reason := spent.reached(spec.search, time.time() - started):
+        console.print(f"[yellow]the sweep ended early: {reason}[/]")
 
 
 def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:

@@ -95,7 +95,7 @@ def run_trials(
     trials: int,
     at_a_time: int,
     reduction: float,
-    deadline: float | None,
+    enough: Callable[[], bool],
     scratch: Path,
     on_start: Callable[[Work], None],
     on_rung: Callable[[Work, Rung], None],
@@ -112,13 +112,13 @@ def run_trials(
         trials: How many to run.
         at_a_time: Trials that run at once.
         reduction: Of the halving; see ``selection.halving``.
-        deadline: ``time.time()`` after which no trial is started.
+        enough: Whether a budget is used up, so that no further trial is started.
         scratch: Folder for Tune's own files; removed by the caller.
         on_start: Called in the driver when a trial starts.
         on_rung: Called when it reaches a rung.
         on_end: Called with (work, facts, may_pass) when it has ended, well or not.
     """
-    proposals = _Proposals(search, make_work, trials, deadline)
+    proposals = _Proposals(search, make_work, trials, enough)
     if proposals.first is None:
         return
     # Trials of one worker share actors; several workers make a trial that ends its own worker group.
@@ -202,11 +202,11 @@ class _Proposals(_Driver, Searcher):
     """Hands the search's proposals to Tune, and the scores back."""
 
     def __init__(
-        self, search: Search, make_work: Callable[[Proposal], Work], trials: int, deadline: float | None
+        self, search: Search, make_work: Callable[[Proposal], Work], trials: int, enough: Callable[[], bool]
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
-        self.search, self.make_work, self.left, self.deadline = search, make_work, trials, deadline
+        self.search, self.make_work, self.left, self.enough = search, make_work, trials, enough
         self.first = search.ask()
         """Asked before Tune starts, which cannot run without a trial."""
         self.numbers: dict[str, int] = {}
@@ -232,7 +232,7 @@ class _Proposals(_Driver, Searcher):
         return {"work": work}
 
     def _next(self) -> Proposal | None:
-        if self.left == 0 or (self.deadline and time.time() > self.deadline):
+        if self.left == 0 or self.enough():
             return None
         proposal = self.search.ask() if self.first is None else self.first
         self.first = None

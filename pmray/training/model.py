@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from pmray.data.encode import PROCESSOR_FILES, processor_key
 from pmray.errors import CandidateUnavailable
-from pmray.spec import Candidate, Recipe
+from pmray.spec import Candidate, Decide, Recipe
 from pmray.tasks.base import Objective
 from pmray.training.layers import freeze, layer_of
 
 if TYPE_CHECKING:
     import torch
 
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
-"""What is downloaded: configuration, weights and tokenizer; no pickles, no code."""
+CARD = "README.md"
+"""A model's card."""
+
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", CARD)
+"""What is downloaded: configuration, weights, tokenizer and card; no pickles, no code."""
 
 HEADS = ("lm_head.", "cls.", "classifier.", "score.", "qa_outputs.")
 """Weights of the job a model was trained for; a new head takes their place."""
@@ -44,6 +47,10 @@ class Pretrained:
     """Hash of the tokenizer's files."""
     max_positions: int | None
     """Longest input the model can take."""
+    licence: str | None = None
+    """As the model's card writes it, such as ``apache-2.0``; None where there is no card or none in it."""
+    languages: tuple[str, ...] = ()
+    """As the model's card writes them, such as ``en``."""
 
     @property
     def name(self) -> str:
@@ -77,7 +84,28 @@ def locate(candidate: Candidate) -> Pretrained:
         layers=layers,
         processor=processor_key(folder),
         max_positions=_max_positions(config),
+        **_card(folder / CARD),
     )
+
+
+def check_rules(one: Pretrained, rules: Decide) -> None:
+    """Hold a model against the limits of a spec that need no measurement.
+
+    Raises:
+        CandidateUnavailable: It is too large, has another licence or none, or none of the languages; says which.
+    """
+    model = one.candidate.model
+    if rules.max_parameters and one.parameters > rules.max_parameters:
+        raise CandidateUnavailable(
+            f"{model}: {one.parameters / 1e6:.0f} M parameters, over decide.max_parameters = "
+            f"{rules.max_parameters / 1e6:.0f} M"
+        )
+    if rules.licences is not None and one.licence not in rules.licences:
+        told = f"its card says licence {one.licence!r}" if one.licence else "no card tells its licence"
+        raise CandidateUnavailable(f"{model}: {told}, and decide.licences allows {', '.join(rules.licences)}")
+    if rules.languages is not None and not set(one.languages) & set(rules.languages):
+        told = f"its card names {', '.join(one.languages)}" if one.languages else "no card tells its languages"
+        raise CandidateUnavailable(f"{model}: {told}, and decide.languages asks for {', '.join(rules.languages)}")
 
 
 def check_processor(task: Objective, pretrained: Pretrained) -> None:
@@ -214,6 +242,19 @@ def quiet_transformers() -> Any:
                 logging.enable_progress_bar()
 
     return quiet()
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """Licence and languages, where a card tells them; a card that cannot be read tells nothing."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(path.read_text(), ignore_metadata_errors=True).data
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    languages = data.language if isinstance(data.language, list) else [data.language] if data.language else []
+    return {"licence": data.license, "languages": tuple(str(one) for one in languages)}
 
 
 def _is_hub(model: str) -> bool:

@@ -176,7 +176,7 @@ def test_a_trial_whose_worker_died_before_it_began_is_handed_out_once_more():
     search = SimpleNamespace(
         ask=iter([SimpleNamespace(number=0), None]).__next__, told=[], tell=lambda *told: search.told.append(told)
     )
-    proposals = _Proposals(search, lambda proposal: SimpleNamespace(key="a work"), trials=1, deadline=None)
+    proposals = _Proposals(search, lambda proposal: SimpleNamespace(key="a work"), trials=1, enough=lambda: False)
     ended = []
     news = _News(proposals, lambda work: None, lambda work, rung: None, lambda *end: ended.append(end))
     work = proposals.suggest("first")["work"]

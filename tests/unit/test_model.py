@@ -1,6 +1,7 @@
 """Pre-trained models: found or refused with the cause, opened in every family, and blind to padding."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from pmray.data.encode import encode_table
 from pmray.errors import CandidateUnavailable
-from pmray.spec import Candidate, Recipe
+from pmray.spec import Candidate, Decide, Recipe
 from pmray.tasks.text import TextClassification
-from pmray.training.model import check_processor, locate, on_this_node, open_model
+from pmray.training.model import check_processor, check_rules, locate, on_this_node, open_model
 from tests.tiny import tiny_model, tiny_rows
 
 FAMILIES = ("bert", "roberta", "gpt2", "llama")
@@ -243,3 +244,32 @@ def test_an_unusable_tokenizer_is_found_before_the_sweep(bert, damage):
         file.write_text(file.read_text()[:100])
     with pytest.raises(CandidateUnavailable, match="no usable tokenizer"):
         check_processor(TASK, found(bert))
+
+
+CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# A model\n"
+
+
+@pytest.mark.parametrize(
+    ("card", "rules", "said"),
+    [
+        (CARD, {"licences": ["mit", "apache-2.0"], "languages": ["de"]}, None),
+        (CARD, {"licences": ["mit"]}, "its card says licence 'apache-2.0', and decide.licences allows mit"),
+        (CARD, {"languages": ["fr", "es"]}, "its card names en, de, and decide.languages asks for fr, es"),
+        (CARD.replace("\n- en\n- de", " en"), {"languages": ["en"]}, None),
+        (None, {}, None),
+        (None, {"licences": ["mit"]}, "no card tells its licence"),
+        ("---\nlicense: [\n---\n", {"languages": ["en"]}, "no card tells its languages"),
+        ("# no front matter", {"licences": ["mit"]}, "no card tells its licence"),
+        (CARD, {"max_parameters": 10}, "over decide.max_parameters"),
+    ],
+)
+def test_a_model_is_held_against_the_rules_of_the_spec(tmp_path, card, rules, said):
+    folder = tiny_model(tmp_path / "bert")
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    one = locate(Candidate(model=str(folder)))
+    if said is None:
+        check_rules(one, Decide(**rules))
+    else:
+        with pytest.raises(CandidateUnavailable, match=re.escape(said)):
+            check_rules(one, Decide(**rules))

@@ -1,0 +1,49 @@
+"""When a sweep has used up what it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from pmray.selection.ledger import Outcome
+from pmray.spec import Resources, Search
+
+
+@dataclass
+class Spent:
+    """What the trials of a sweep have cost so far, those of earlier runs of the same folder included."""
+
+    examples: int = 0
+    """Seen in training."""
+    gpu_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome], resources: Mapping[str, Resources]) -> Self:
+        """Add trials up."""
+        spent = cls()
+        for one in outcomes:
+            spent.add(one, resources)
+        return spent
+
+    def add(self, outcome: Outcome, resources: Mapping[str, Resources]) -> None:
+        """Count a trial that has ended, well or not; a candidate that is no longer one counts without its GPUs."""
+        self.examples += outcome.examples
+        demand = resources.get(outcome.candidate)
+        if demand is not None:
+            self.gpu_seconds += outcome.seconds * demand.most * demand.gpus_per_worker
+
+    def reached(self, search: Search, seconds: float) -> str | None:
+        """Which budget is used up, in words, or None.
+
+        Args:
+            search: Gives the budgets.
+            seconds: Since this run's sweep began.
+        """
+        if search.hours is not None and seconds >= 3600 * search.hours:
+            return f"search.hours = {search.hours:g} are over"
+        if search.examples is not None and self.examples >= search.examples:
+            return f"{self.examples:,} examples were seen, and search.examples = {search.examples:,}"
+        if search.gpu_hours is not None and self.gpu_seconds >= 3600 * search.gpu_hours:
+            return f"{self.gpu_seconds / 3600:.2f} GPU-hours were used, and search.gpu_hours = {search.gpu_hours:g}"
+        return None

@@ -1,0 +1,36 @@
+"""Budgets end a sweep, and say which."""
+
+import pytest
+
+from pmray.selection.budget import Spent
+from pmray.selection.ledger import Outcome
+from pmray.spec import Resources, Search
+
+
+def trial(candidate="bert", examples=100, seconds=10.0, status="done"):
+    return Outcome(key="k", stage="sweep", candidate=candidate, status=status, examples=examples, seconds=seconds)
+
+
+RESOURCES = {"bert": Resources(workers=2, gpus_per_worker=0.5), "gpt": Resources()}
+
+
+def test_failed_trials_and_those_of_earlier_runs_count():
+    spent = Spent.of([trial(), trial(status="failed", examples=50), trial("gpt"), trial("gone")], RESOURCES)
+    assert (spent.examples, spent.gpu_seconds) == (350, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({}, None),
+        ({"examples": 101}, None),
+        ({"examples": "0.1k"}, "100 examples were seen, and search.examples = 100"),
+        ({"gpu_hours": 10 / 3600}, "0.00 GPU-hours were used"),
+        ({"gpu_hours": 11 / 3600}, None),
+        ({"hours": 1}, "search.hours = 1 are over"),
+        ({"hours": 1.01}, None),
+    ],
+)
+def test_the_budget_that_is_used_up_is_named(budget, said):
+    found = Spent.of([trial()], RESOURCES).reached(Search(**budget), 3600)
+    assert found is None if said is None else said in found

@@ -536,23 +536,26 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
 
 def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:
     """Trials of these candidates on this data that the ledger has settled."""
-    tried = []
-    for outcome in run.ledger.settled("sweep").values():
-        if outcome.candidate in kept and outcome.status != "unavailable":
-            recipe = Recipe(**outcome.recipe)
-            if prepared.work("sweep", outcome.candidate, recipe, outcome.seed).key == outcome.key:
-                tried.append(Tried(outcome.candidate, recipe, outcome.score))
-    return tried
+    return [Tried(one.candidate, Recipe(**one.recipe), one.score) for one in _current(prepared, run, kept)]
+
+
+def _current(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Outcome]:
+    """Outcomes of these candidates' trials on this data, with the present weights and task."""
+    return [
+        one
+        for one in run.ledger.settled("sweep").values()
+        if one.candidate in kept
+        and one.status != "unavailable"
+        and prepared.work("sweep", one.candidate, Recipe(**one.recipe), one.seed).key == one.key
+    ]
 
 
 def _ranking_agreement(prepared: Prepared, run: Run, ranked: Sequence[Ranked], console: Console) -> Agreement | None:
     """Say how well the order before fine-tuning agreed with the scores after it."""
     names = [one.candidate for one in ranked]
-    current = {(one.candidate, one.recipe) for one in _tried(prepared, run, names)}
     curves: dict[str, list[Mapping[int, float]]] = {name: [] for name in names}
-    for one in run.ledger.settled("sweep").values():
-        if (one.candidate, Recipe(**one.recipe)) in current:
-            curves[one.candidate].append(dict(one.curve))
+    for one in _current(prepared, run, names):
+        curves[one.candidate].append(dict(one.curve))
     found = agreement(ranked, curves)
     if found:
         console.print(
@@ -563,12 +566,8 @@ def _ranking_agreement(prepared: Prepared, run: Run, ranked: Sequence[Ranked], c
 
 
 def _finalists(prepared: Prepared, run: Run) -> list[Outcome]:
-    current = {(one.candidate, one.recipe) for one in _tried(prepared, run, [one.name for one in prepared.candidates])}
-    outcomes = [
-        one
-        for one in run.ledger.settled("sweep").values()
-        if one.status in ("done", "stopped") and (one.candidate, Recipe(**one.recipe)) in current
-    ]
+    names = [one.name for one in prepared.candidates]
+    outcomes = [one for one in _current(prepared, run, names) if one.status in ("done", "stopped")]
     chosen = finalists(outcomes, prepared.spec.search.finalists)
     if not chosen:
         raise NoVerdict(f"no trial gave a score; {run.ledger.path} says why each one failed.")
@@ -696,19 +695,26 @@ def _decide(
             Outcome(key=opened, stage="test", candidate="", status="done", facts={"data": data.key, "fits": keys})
         )
     times = len({one.key for one in run.ledger.outcomes if one.stage == "test" and one.facts.get("data") == data.key})
-    swept = {one.key: one for one in run.ledger.settled("sweep").values()}
+    swept = _current(prepared, run, list(works))
     contenders = []
     for name, outcomes in works.items():
         searched = [
             one.score
-            for one in swept.values()
+            for one in swept
             if one.candidate == name and one.recipe == outcomes[0].recipe and one.score is not None
+        ]
+        default = prepared.arms[name].default.model_dump()
+        defaults = [
+            one.score
+            for one in swept
+            if one.candidate == name and one.status == "done" and one.recipe == default and one.score is not None
         ]
         contenders.append(
             Contender(
                 name=name,
                 outcomes=[_test_outcomes(run, one, labels) for one in outcomes],
                 search_score=max(searched, default=None),
+                default_score=max(defaults, default=None),
                 validation_score=float(np.mean([one.score for one in outcomes])),
                 latency_ms=float(np.median([one.facts["latency_ms"] for one in outcomes])),
                 parameters=int(outcomes[0].facts["parameters"]),

@@ -16,6 +16,9 @@ import ray
 from pmray.errors import ClusterError
 from pmray.spec import Resources
 
+PLACE_SECONDS = 15
+"""How long workers look for a place at a time; see ``train.PLACE_ATTEMPTS``."""
+
 SETTINGS = {
     # pmray writes its own ledger; Tune's CSV, JSON and TensorBoard files would repeat it.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -24,9 +27,8 @@ SETTINGS = {
     # pmray draws its own progress.
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    # How long a worker group waits for its place; see `train.PLACE_ATTEMPTS`. After the loss of a node Ray Train first
-    # counts on it still, and must find out soon.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    # After the loss of a node Ray Train first counts on it still, and must find out soon.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACE_SECONDS),
     # Only when it is asked, by default every two seconds, does a worker group say that it has ended or kept a state.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Relative paths mean the folder where the user is.

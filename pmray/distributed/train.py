@@ -1,4 +1,4 @@
-"""Fit on N workers with Ray Train: carries out works, each in a worker group of its own."""
+"""Carry out works on the cluster: each on N workers with Ray Train, or on one in a process that is used again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import ray
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from pmray.distributed.cluster import PLACE_SECONDS
 from pmray.errors import OutOfMemory
 from pmray.spec import Resources
 from pmray.training.loop import Rung
@@ -28,9 +30,12 @@ STATE = "state.pt"
 """Name of the file in a checkpoint."""
 
 PLACE_ATTEMPTS = 20
-"""How often a worker group looks for a place: for five minutes, which is what new nodes of a cloud take."""
+"""How often workers look for a place: for five minutes, which is what new nodes of a cloud take."""
 
-FAILURES = FailureConfig(max_failures=2, controller_failure_limit=PLACE_ATTEMPTS)
+RESTARTS = 2
+"""How often a work starts again after the loss of a worker."""
+
+FAILURES = FailureConfig(max_failures=RESTARTS, controller_failure_limit=PLACE_ATTEMPTS)
 """A lost worker or node can pass; what a trial itself did wrong comes back as facts."""
 
 QUESTIONS = 20
@@ -46,12 +51,15 @@ def fit_all(
     on_rung: Callable[[Work, Rung], None],
     on_end: Callable[[Work, Facts], None],
 ) -> None:
-    """Carry out works, each in a Ray Train worker group of its own, several at a time.
+    """Carry out works, several at a time.
+
+    A work of several workers gets a Ray Train worker group of its own. One of a single worker gets a process that has
+    done others before: a group takes ten seconds to start, most of them for imports.
 
     Args:
         works: What to fit, in order.
         resources: Key of a work -> its workers and their resources.
-        at_a_time: Worker groups that run at once.
+        at_a_time: Works that are carried out at once.
         scratch: Folder for Ray Train's own files; removed by the caller.
         on_rung: Called in the driver when a work reaches a rung.
         on_end: Called in the driver when a work has ended, well or not.
@@ -59,12 +67,14 @@ def fit_all(
     queue = Queue(actor_options={"num_cpus": 0})
     by_key = {work.key: work for work in works}
     waiting = list(works)
-    running: dict[str, _Group] = {}
+    running: dict[str, _Group | _Alone] = {}
     ended: set[str] = set()
+    seats = _Seats()
 
     def drain(timeout: float) -> None:
         try:
-            key, news = queue.get(timeout=timeout)
+            # With a time-out of zero a queue never has anything.
+            key, news = queue.get(timeout=timeout) if timeout else queue.get_nowait()
         except Empty:
             return
         if not isinstance(news, Facts):
@@ -76,7 +86,12 @@ def fit_all(
     while waiting or running:
         while waiting and len(running) < at_a_time:
             work = waiting.pop(0)
-            running[work.key] = _Group(work, resources[work.key], queue, scratch)
+            demand = resources[work.key]
+            if demand.most > 1:
+                seats.close_idle()
+                running[work.key] = _Group(work, demand, queue, scratch)
+            else:
+                running[work.key] = _Alone(work, demand, queue, seats)
             running[work.key].start()
         drain(timeout=0.5)
         for key in [key for key, group in running.items() if not group.is_alive()]:
@@ -86,7 +101,79 @@ def fit_all(
             if key not in ended:
                 ended.add(key)
                 on_end(by_key[key], group.failure)
+    seats.close_idle()
     queue.shutdown()
+
+
+class _Seats:
+    """Processes for works of one worker, kept from one work to the next."""
+
+    def __init__(self) -> None:
+        self.idle: list[tuple[Resources, Any]] = []
+        self.lock = Lock()
+
+    def take(self, demand: Resources) -> Any:
+        """A process with these resources; those that hold others without use give them back."""
+        with self.lock:
+            found = next((one for one in self.idle if one[0] == demand), None)
+            if found is not None:
+                self.idle.remove(found)
+                return found[1]
+        self.close_idle()
+        return _Seat.options(  # type: ignore[attr-defined]
+            num_cpus=demand.cpus_per_worker, num_gpus=demand.gpus_per_worker, max_restarts=-1, max_task_retries=RESTARTS
+        ).remote()
+
+    def give_back(self, demand: Resources, seat: Any) -> None:
+        """Keep a process for the next work."""
+        with self.lock:
+            self.idle.append((demand, seat))
+
+    def close_idle(self) -> None:
+        """End all processes that have nothing to do."""
+        with self.lock:
+            idle, self.idle = self.idle, []
+        for _, seat in idle:
+            ray.kill(seat)
+
+
+@ray.remote
+class _Seat:
+    """A process that carries out one work after the other."""
+
+    def ready(self) -> None:
+        """Answer, which says that there was a place."""
+
+    def fit(self, work: Work, queue: Queue) -> None:
+        """Carry out a work; a process that died meanwhile is started again, and goes on from the latest state."""
+        queue.put((work.key, _carried_out(work, partial(_send, queue, work.key), None, writes=True)))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Alone(Thread):
+    """Waits for a work of one worker."""
+
+    def __init__(self, work: Work, demand: Resources, queue: Queue, seats: _Seats) -> None:
+        super().__init__(daemon=True)
+        self.work, self.demand, self.queue, self.seats = work, demand, queue, seats
+        self.failure = Facts(status="failed", error="the worker ended without a result")
+        """What came of the work where the worker did not tell it."""
+
+    def run(self) -> None:
+        """Wait; what Ray raises is kept as facts."""
+        seat = self.seats.take(self.demand)
+        try:
+            ray.get(seat.ready.remote(), timeout=PLACE_ATTEMPTS * PLACE_SECONDS)
+            ray.get(seat.fit.remote(self.work, self.queue))
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(seat)
+            self.failure = Facts(status="failed", error=_no_place(self.demand))
+        except ray.exceptions.RayError as error:
+            ray.kill(seat)
+            self.failure = Facts(status="failed", error=str(error).strip()[-1000:])
+        else:
+            self.seats.give_back(self.demand, seat)
 
 
 class _Group(Thread):
@@ -157,17 +244,22 @@ def _worker(config: dict[str, Any]) -> None:
     work: Work = config["work"]
     queue: Queue = config["queue"]
     first = ray.train.get_context().get_world_rank() == 0
-    done = work.checkpoint / FACTS
-    if done.is_file():
-        facts = read_facts(done)
-    else:
-        report = partial(_send, queue, work.key) if first else _keep_silent
-        keeper = _Checkpoints(Path(work.states) / work.key, work.state_seconds, first) if work.states else None
-        facts = carry_out(work, report, keeper)
-        if first and facts.status == "done":
-            done.write_text(json.dumps(asdict(facts)))
+    report = partial(_send, queue, work.key) if first else _keep_silent
+    keeper = _Checkpoints(Path(work.states) / work.key, work.state_seconds, first) if work.states else None
+    facts = _carried_out(work, report, keeper, writes=first)
     if first:
         queue.put((work.key, facts))
+
+
+def _carried_out(work: Work, report: Callable[[Rung], None], keeper: _Checkpoints | None, *, writes: bool) -> Facts:
+    """The facts of a work, which is not carried out twice where a worker was lost after its end."""
+    done = work.checkpoint / FACTS
+    if done.is_file():
+        return read_facts(done)
+    facts = carry_out(work, report, keeper)
+    if writes and facts.status == "done":
+        done.write_text(json.dumps(asdict(facts)))
+    return facts
 
 
 class _Checkpoints:

@@ -46,6 +46,8 @@ class Contender:
     baseline: bool = False
     search_score: float | None = None
     """Validation score with which it won its place among the finalists."""
+    default_score: float | None = None
+    """Validation score of its default recipe, where that went to its end too."""
     validation_score: float | None = None
     """Mean validation score of its fits."""
     latency_ms: float = 0.0
@@ -66,6 +68,7 @@ class Line:
     metrics: Mapping[str, Interval]
     seeds: int
     search_score: float | None
+    default_score: float | None
     validation_score: float | None
     latency_ms: float
     parameters: int
@@ -166,6 +169,7 @@ def decide(
             metrics={name: interval(task.metric(name), one, SECONDARY_DRAWS) for name in task.metrics()},
             seeds=len(one.outcomes),
             search_score=one.search_score,
+            default_score=one.default_score,
             validation_score=one.validation_score,
             latency_ms=one.latency_ms,
             parameters=one.parameters,
@@ -344,6 +348,14 @@ def _words(
         words.append(
             f"The search promised {winner.search_score:.3f} on validation, {100 * abs(gap):.1f} points "
             f"{'more' if gap > 0 else 'less'} than the test shows."
+        )
+    if winner.search_score is not None and winner.default_score is not None:
+        found_more = winner.search_score - winner.default_score
+        words.append(
+            f"The search added {100 * found_more:.1f} points on validation to the default recipe's "
+            f"{winner.default_score:.3f}, part of which is the luck of the best of several."
+            if found_more > 0
+            else "The search found no better recipe than the default one."
         )
     if clusters is not None:
         words.append(

@@ -94,3 +94,17 @@ def test_few_rows_a_class_are_said_to_make_a_bad_interval():
     told = decide([one], task, "f1_macro", Decide(draws=200)).words
     assert any("200 rows of 77 classes are few" in word for word in told)
     assert not any("are few" in word for word in decide([one], task, "accuracy", Decide(draws=200)).words)
+
+
+@pytest.mark.parametrize(
+    ("default", "said"),
+    [
+        (None, None),
+        (0.91, "The search added 2.0 points on validation to the default recipe's 0.910"),
+        (0.93, "The search found no better recipe than the default one."),
+    ],
+)
+def test_the_words_say_what_the_search_added(default, said):
+    words = " ".join(decided(contender("a", 0.9, search_score=0.93, default_score=default)).words)
+    assert ("default" in words) == (said is not None)
+    assert said is None or said in words

@@ -91,7 +91,8 @@ class Prepared:
         resources = self.spec.resources_of(one.candidate)
         early = [rung for rung in self.rungs if rung < budget] if stage == "sweep" else _epochs(recipe, rows, budget)
         return Work(
-            key=self.key(stage, one, recipe.model_dump(), seed, budget),
+            # Only what was changed: keys then outlive new hyper-parameters.
+            key=self.key(stage, one, recipe.model_dump(exclude_defaults=True), seed, budget),
             pretrained=one,
             recipe=recipe,
             seed=seed,

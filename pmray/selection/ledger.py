@@ -16,7 +16,7 @@ from pmray.spec import digest
 if TYPE_CHECKING:
     from pmray.training.trial import Facts, Work
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every key: raise it when the same recipe and seed would give another result."""
 
 Stage = Literal["baseline", "rank", "sweep", "final", "test"]

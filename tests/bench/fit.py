@@ -122,6 +122,7 @@ def with_trainer(rows: Rows, seed: int, **settings) -> tuple[float, np.ndarray]:
             warmup_steps=RECIPE.warmup,
             lr_scheduler_type="linear",
             seed=seed,
+            use_cpu=not torch.cuda.is_available(),
             report_to=[],
             save_strategy="no",
             logging_strategy="no",

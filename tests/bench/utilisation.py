@@ -115,6 +115,7 @@ def with_trainer(size: str, rows: Encoded, labels: np.ndarray, batch: int) -> fl
             bf16=fastest_precision() == "bf16",
             train_sampling_strategy="group_by_length",
             optim="adamw_torch_fused",
+            use_cpu=not torch.cuda.is_available(),
             report_to=[],
             save_strategy="no",
             logging_strategy="no",

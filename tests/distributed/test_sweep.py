@@ -105,26 +105,34 @@ def test_more_trials_continue_the_run(swept):
     assert sum(one.stage == "sweep" for one in new) == 1
 
 
-def test_two_workers_fit_like_one_and_score_the_same_predictions_alike(tmp_path):
+def test_two_workers_fit_like_one_sharded_or_not(tmp_path):
     spec = tiny_spec(tmp_path)
     candidate = {**spec["candidates"][0], "recipe": {**RECIPE, "epochs": 4, "precision": "fp32"}}
-    scores, predictions = {}, {}
-    for workers in (1, 2):
-        one = {**spec, "name": f"workers-{workers}", "candidates": [{**candidate, "resources": {"workers": workers}}]}
-        pmray.fit(pmray.spec_from(one), "bert", seed=3)
-        final = next(
-            o for o in read_ledger(tmp_path / "runs" / f"workers-{workers}" / "ledger.jsonl") if o.stage == "final"
-        )
-        scores[workers] = final.score
-        folder = tmp_path / "runs" / f"workers-{workers}" / "predictions" / final.key
-        predictions[workers] = read_predictions(folder / "test.parquet")
-    assert abs(scores[1] - scores[2]) <= 0.01
-    assert predictions[1][0] == predictions[2][0]
-    np.testing.assert_allclose(predictions[1][1], predictions[2][1], atol=0.02)
+    ways = {
+        "one": {},
+        "two": {"workers": 2},
+        "sharded": {"workers": 2, "shard": True, "checkpoint_activations": True},
+    }
+    scores, predictions, bundles = {}, {}, {}
+    for name, resources in ways.items():
+        one = {**spec, "name": name, "candidates": [{**candidate, "resources": resources}]}
+        # Later ones find what the cluster has encoded for the first.
+        one["encode"] = {"cluster_rows": 1}
+        bundles[name] = pmray.fit(pmray.spec_from(one), "bert", seed=3)
+        final = next(one for one in read_ledger(tmp_path / "runs" / name / "ledger.jsonl") if one.stage == "final")
+        scores[name] = final.score
+        predictions[name] = read_predictions(tmp_path / "runs" / name / "predictions" / final.key / "test.parquet")
+    for name in ("two", "sharded"):
+        assert abs(scores["one"] - scores[name]) <= 0.01
+        assert predictions["one"][0] == predictions[name][0]
+        np.testing.assert_allclose(predictions["one"][1], predictions[name][1], atol=0.02)
+    rows = [{"text": text} for text in pq.read_table(tmp_path / "test.parquet")["text"].to_pylist()]
+    told = np.stack([answer.scores for answer in Scorer(open_bundle(bundles["sharded"]))(rows)])
+    np.testing.assert_allclose(told, predictions["sharded"][1], atol=1e-4)
 
 
 def test_a_candidate_with_two_workers_takes_part_in_the_sweep(tmp_path):
-    spec = tiny_spec(tmp_path, search={"trials": 2, "finalists": 1, "seeds": 1, "rank_rows": 60})
+    spec = tiny_spec(tmp_path, search={"trials": 1, "finalists": 1, "seeds": 1, "rank_rows": 60})
     spec["candidates"] = [{**spec["candidates"][0], "resources": {"workers": 2}}]
     outcomes = pmray.sweep(pmray.spec_from(spec)).outcomes
     assert [one.status for one in outcomes if one.stage == "sweep"].count("done") >= 1
@@ -137,13 +145,6 @@ def test_a_plan_that_cannot_fit_is_refused_with_the_arithmetic(tmp_path):
     with pytest.raises(ClusterError, match="64 workers x 2 CPUs = 128"):
         pmray.sweep(pmray.spec_from(spec))
     assert time.monotonic() - started < 30
-
-
-def test_a_loss_that_diverges_is_an_outcome(tmp_path):
-    spec = tiny_spec(tmp_path, search={"trials": 2, "finalists": 1, "seeds": 1, "rank_rows": 60})
-    spec["candidates"][1] = {**spec["candidates"][1], "recipe": {**RECIPE, "lr": 1.0, "clip": 1e30}}
-    outcomes = pmray.sweep(pmray.spec_from(spec)).outcomes
-    assert any(one.candidate == "bert" and one.status == "done" for one in outcomes if one.stage == "sweep")
 
 
 def test_no_candidate_at_all_is_said_before_ray_does_anything(tmp_path):
@@ -241,24 +242,6 @@ def test_other_tasks_too_go_from_a_spec_to_an_endpoint(tmp_path, kind):
         assert told == list(offline.said)
     else:
         assert {one["entity"] for one in alone("the phone is good")} <= {"B-good", "I-good", "B-bad", "I-bad"}
-
-
-@pytest.mark.slow
-def test_a_sharded_fit_is_a_plain_bundle_that_says_the_same(tmp_path):
-    spec = tiny_spec(tmp_path)
-    candidate = {**spec["candidates"][0], "recipe": {**RECIPE, "precision": "fp32"}}
-    found = {}
-    for name, resources in (
-        ("plain", {}),
-        ("sharded", {"workers": 2, "shard": True, "checkpoint_activations": True}),
-    ):
-        one = {**spec, "name": name, "candidates": [{**candidate, "resources": resources}]}
-        # The second finds what the cluster has encoded for the first.
-        one["encode"] = {"cluster_rows": 1}
-        bundle = pmray.fit(pmray.spec_from(one), "bert", seed=3)
-        rows = [{"text": text} for text in pq.read_table(tmp_path / "test.parquet")["text"].to_pylist()]
-        found[name] = np.stack([answer.scores for answer in Scorer(open_bundle(bundle))(rows)])
-    np.testing.assert_allclose(found["plain"], found["sharded"], atol=0.02)
 
 
 @pytest.mark.slow

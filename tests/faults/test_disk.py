@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import pmray
 from pmray.training.state import StateFile
-from tests.faults.test_kill import outcomes, start
+from tests.faults.test_kill import outcomes
 from tests.faults.test_workers import EPOCHS, ROWS, write_spec
 from tests.tiny import tiny_model
 from tests.unit.test_loop import Setting
@@ -42,22 +43,20 @@ def test_a_fit_without_room_for_its_states_ends_as_if_it_kept_none(tmp_path, sma
     assert list(keeper.path.parent.iterdir()) == []
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_workers_without_room_for_their_states_end_the_fit_all_the_same(tmp_path, small_disk):
-    path = write_spec(tmp_path, workers=2)
+    spec = pmray.load_spec(write_spec(tmp_path, workers=2))
     small_disk(tmp_path / "runs" / "tiny" / "states", 64)
-    driver = start("fit", path, "--candidate", "bert", "--seed", 3)
-    _, err = driver.communicate(timeout=300)
-    assert driver.returncode == 0, err
+    pmray.fit(spec, "bert", seed=3)
     final = next(one for one in outcomes(tmp_path) if one["stage"] == "final")
     assert final["status"] == "done" and final["examples"] == ROWS * EPOCHS
     assert "no state could be kept" in final["facts"]["state_problem"]
 
 
-def test_weights_without_room_are_one_clear_error_and_leave_what_was_there(tmp_path, small_disk):
-    path = write_spec(tmp_path)
+@pytest.mark.usefixtures("ray_cluster")
+def test_weights_without_room_are_one_clear_error(tmp_path, small_disk):
+    spec = pmray.load_spec(write_spec(tmp_path))
     small_disk(tmp_path / "runs" / "tiny" / "checkpoints", 16)
-    driver = start("fit", path, "--candidate", "bert", "--set", "candidates.0.recipe.epochs=1")
-    _, err = driver.communicate(timeout=300)
-    assert driver.returncode == 3, err
-    assert "No space left on device" in err.splitlines()[-1] and "Traceback" not in err
+    with pytest.raises(pmray.NoVerdict, match="No space left on device"):
+        pmray.fit(spec, "bert", recipe={"epochs": 1})
     assert [one["status"] for one in outcomes(tmp_path)] == ["failed"]

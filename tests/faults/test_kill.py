@@ -20,6 +20,8 @@ from tests.tiny import tiny_bundle, tiny_spec
 
 pytestmark = pytest.mark.slow
 
+TRIALS = 9
+
 
 def start(*arguments: object) -> subprocess.Popen:
     """`pmray ARGUMENTS` as a process of its own."""
@@ -52,7 +54,7 @@ def wait_for(condition, seconds: float = 120):
 
 def write_spec(folder: Path) -> Path:
     spec = tiny_spec(folder)
-    spec["search"] |= {"trials": 6, "rungs": 0}
+    spec["search"] |= {"trials": TRIALS, "rungs": 0}
     # Long enough to be caught in the middle.
     for candidate in spec["candidates"]:
         candidate["recipe"] = {**candidate["recipe"], "epochs": 12}
@@ -86,11 +88,30 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def test_a_killed_driver_continues_where_it_was(tmp_path):
+def started(folder: Path, spec: Path, more: int) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A sweep that has finished some trials more than there were, and its processes."""
+    before = sum(finished(folder, "sweep").values())
+    driver = start("sweep", spec, "--json")
+    wait_for(lambda: sum(finished(folder, "sweep").values()) >= before + more)
+    return driver, family(driver)
+
+
+def test_a_sweep_outlives_whatever_ends_it_and_repeats_nothing(tmp_path):
+    """One sweep is ended by Ctrl-C, SIGTERM and SIGKILL, goes on each time, and in the end loses a trial's worker."""
     spec = write_spec(tmp_path)
-    driver = start("sweep", spec)
-    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 2)
-    children = family(driver)
+    driver, children = started(tmp_path, spec, 1)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert (driver.returncode, "Traceback" in err) == (130, False), err
+    assert gone(children), "Ctrl-C left processes behind"
+
+    driver, children = started(tmp_path, spec, 1)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert (driver.returncode, "the same command continues" in err) == (130, True), err
+    assert gone(children), "SIGTERM left processes behind"
+
+    driver, children = started(tmp_path, spec, 1)
     agents = [one for one in children if titled(one, "ray::DashboardAgent") or titled(one, "ray::RuntimeEnvAgent")]
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
@@ -99,46 +120,10 @@ def test_a_killed_driver_continues_where_it_was(tmp_path):
     for agent in agents:
         with suppress(psutil.NoSuchProcess):
             agent.kill()
+
     before = finished(tmp_path, "sweep")
-    second = start("sweep", spec, "--json")
-    out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
-    after = finished(tmp_path, "sweep")
-    assert set(before) <= set(after)
-    assert sum(after.values()) == 6
-    assert max(after.values()) == 1, "something finished was repeated"
-    verdict = json.loads(out)
-    assert {line["name"] for line in verdict["lines"]} >= {"bert", "llama", "majority class"}
-
-
-def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
-    spec = write_spec(tmp_path)
-    driver = start("sweep", spec)
-    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
-    children = family(driver)
-    driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert "Traceback" not in err
-    assert gone(children)
-
-
-def test_a_terminated_driver_leaves_no_process_behind(tmp_path):
-    spec = write_spec(tmp_path)
-    driver = start("sweep", spec)
-    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
-    children = family(driver)
-    driver.send_signal(signal.SIGTERM)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert "the same command continues" in err
-    assert gone(children)
-
-
-def test_a_killed_worker_costs_its_trial_a_second_start_and_nothing_else(tmp_path):
-    driver = start("sweep", write_spec(tmp_path), "--json")
-    wait_for(lambda: sum(finished(tmp_path, "sweep").values()) >= 1)
-    before = finished(tmp_path, "sweep")
+    assert sum(before.values()) < TRIALS, "nothing is left of the sweep"
+    driver = start("sweep", spec, "--json")
 
     def trial() -> psutil.Process | None:
         return next((child for child in family(driver) if titled(child, "ray::ImplicitFunc")), None)
@@ -148,7 +133,7 @@ def test_a_killed_worker_costs_its_trial_a_second_start_and_nothing_else(tmp_pat
     assert driver.returncode == 0, err
     after = finished(tmp_path, "sweep")
     assert set(before) <= set(after)
-    assert (sum(after.values()), max(after.values())) == (6, 1), outcomes(tmp_path)
+    assert (sum(after.values()), max(after.values())) == (TRIALS, 1), outcomes(tmp_path)
     assert {line["name"] for line in json.loads(out)["lines"]} >= {"bert", "llama", "majority class"}
 
 

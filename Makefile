@@ -11,7 +11,8 @@ demo: .venv/.installed-demo  ## the whole story on embedded product reviews: ran
 	@$(BIN)/pmray demo
 
 test: .venv/.installed-dev  ## all tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n logical --maxprocesses=4 tests/unit pmray
+	@$(BIN)/pytest tests/distributed tests/faults
 
 lint: .venv/.installed-dev  ## ruff, mypy, and who may import whom
 	@$(BIN)/ruff check

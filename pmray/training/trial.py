@@ -123,6 +123,8 @@ def carry_out(
         keeper: Keeps states of the fit; by default a file in ``work.states``.
     """
     started = time.perf_counter()
+    # Asked now: where a worker was lost, the others' process group may be taken from under them.
+    alone = place()[1] == 1
     if keeper is None and work.states:
         keeper = StateFile(state_file(work.states, work.key), writes=place()[0] == 0, seconds=work.state_seconds)
     curve: list[tuple[int, float]] = []
@@ -134,7 +136,7 @@ def carry_out(
     try:
         return _fit(work, remember, keeper, started)
     except OutOfMemory as error:
-        if work.shard and place()[1] > 1:
+        if work.shard and not alone:
             raise
         status, reason = "infeasible", str(error)
     except CandidateUnavailable as error:
@@ -142,7 +144,7 @@ def carry_out(
     except TrialError as error:
         status, reason = "failed", str(error)
     except Exception as error:
-        if place()[1] > 1:
+        if not alone:
             raise
         status, reason = "failed", _last_lines(error)
     return Facts(

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     )
     from pmray.evaluation import Evaluation, evaluate
     from pmray.planning import Plan, plan
+    from pmray.pretraining import Adapted, pretrain
     from pmray.registry import promote
     from pmray.serving.app import Deployed, deploy
     from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec
     from pmray.spec_file import load_spec, spec_from
-    from pmray.workflow import Adapted, Swept, fit, pretrain, rank, sweep
+    from pmray.workflow import Swept, fit, rank, sweep
 
 _HOME = {
     **dict.fromkeys(("Checked", "check"), "checking"),
@@ -51,7 +52,8 @@ _HOME = {
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
     **dict.fromkeys(("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"), "spec"),
     **dict.fromkeys(("load_spec", "spec_from"), "spec_file"),
-    **dict.fromkeys(("Adapted", "Swept", "fit", "pretrain", "rank", "sweep"), "workflow"),
+    **dict.fromkeys(("Adapted", "pretrain"), "pretraining"),
+    **dict.fromkeys(("Swept", "fit", "rank", "sweep"), "workflow"),
 }
 
 __all__ = [

@@ -234,8 +234,8 @@ def pretrain(
     checked = _spec(spec, set_)
     from dataclasses import asdict
 
+    from pmray.pretraining import pretrain as pretrain_candidates
     from pmray.report.console import pretraining_table
-    from pmray.workflow import pretrain as pretrain_candidates
 
     adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict)
     return [asdict(one) for one in adapted], lambda console: console.print(pretraining_table(adapted))

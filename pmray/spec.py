@@ -258,13 +258,25 @@ def _count_kind(value: object) -> str | None:
     return "<range>" if isinstance(value, list | tuple) else None
 
 
+def _ordered(value: int | tuple[int, int]) -> int | tuple[int, int]:
+    low, high = value if isinstance(value, tuple) else (value, value)
+    if not 1 <= low <= high:
+        raise ValueError(f"1 <= min <= max must hold, but got {value}")
+    return value
+
+
+CountOrRange = Annotated[
+    Annotated[int, Tag("<count>")] | Annotated[tuple[int, int], Tag("<range>")],
+    _one_of("a number or [min, max]", _count_kind),
+    AfterValidator(_ordered),
+]
+"""At least one; or a range, of which as many are taken as there is room for."""
+
+
 class Resources(Section):
     """What one trial of a candidate gets."""
 
-    workers: Annotated[
-        Annotated[int, Tag("<count>")] | Annotated[tuple[int, int], Tag("<range>")],
-        _one_of("a number or [min, max]", _count_kind),
-    ] = 1
+    workers: CountOrRange = 1
     """Processes per trial; more than one train data-parallel with Ray Train. [min, max] takes what is free, and goes on
     with fewer when one is lost."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -273,14 +285,6 @@ class Resources(Section):
     """Shard weights, gradients and optimizer states over the workers (FSDP2): for models that do not fit into one."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass in place of keeping them: less memory, a third more time."""
-
-    @field_validator("workers")
-    @classmethod
-    def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        low, high = value if isinstance(value, tuple) else (value, value)
-        if not 1 <= low <= high:
-            raise ValueError(f"1 <= min <= max must hold, but got {value}")
-        return value
 
     @model_validator(mode="after")
     def _sharding_needs_workers(self) -> Self:
@@ -455,10 +459,7 @@ class Serve(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    replicas: Annotated[
-        Annotated[int, Tag("<count>")] | Annotated[tuple[int, int], Tag("<range>")],
-        _one_of("a number or [min, max]", _count_kind),
-    ] = 1
+    replicas: CountOrRange = 1
     """Fixed, or [min, max] for autoscaling."""
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
@@ -467,14 +468,6 @@ class Serve(Section):
     """Rows and tokens that are put into one forward pass."""
     max_rows: int = Field(default=4096, ge=1)
     """Rows in one request; more are refused with 413."""
-
-    @field_validator("replicas")
-    @classmethod
-    def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        low, high = value if isinstance(value, tuple) else (value, value)
-        if not 1 <= low <= high:
-            raise ValueError(f"1 <= min <= max must hold, but got {value}")
-        return value
 
 
 class Spec(Section):

@@ -5,12 +5,11 @@ Every step first looks into the ledger for what is already known, so a run that 
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,20 @@ from rich.console import Console
 
 from pmray import preparation
 from pmray.bundle import open_bundle
-from pmray.data.encode import Shard, open_encoded
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
-from pmray.distributed.encode import encode_shards
-from pmray.distributed.train import fit_all
 from pmray.distributed.tune import rank_candidates, run_trials
-from pmray.errors import NoVerdict, SpecError
+from pmray.errors import NoVerdict
 from pmray.export import export, has_weights, is_exported
+from pmray.fitting import described, encode, fit_works, prepare_run, within_disk
 from pmray.preparation import Prepared
 from pmray.registry import Version, register
 from pmray.report.console import (
     TrialBoard,
     failures_table,
-    findings_table,
     people,
     rank_table,
-    recipe_text,
     steps,
     verdict_panel,
 )
@@ -55,11 +50,7 @@ from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
-from pmray.tasks.pretraining import Pretraining
-from pmray.training.loop import Rung
-from pmray.training.model import Pretrained
 from pmray.training.trial import (
-    FACTS,
     Facts,
     Work,
     checkpoint_folder,
@@ -83,24 +74,6 @@ class Swept:
     outcomes: Sequence[Outcome]
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A model whose pre-training was continued."""
-
-    candidate: str
-    folder: Path
-    """A plain ``transformers`` folder with its language-modelling head; another spec takes it as a candidate."""
-    before: float
-    """Perplexity of the test texts before."""
-    perplexity: float
-    """Perplexity of the test texts now."""
-    curve: tuple[tuple[int, float], ...]
-    """(packed rows seen, perplexity of the validation texts) after every epoch."""
-    seconds: float
-    examples_per_second: float
-    """Packed rows."""
-
-
 def rank(
     spec: Spec, *, address: str | None = None, strict: bool = False, console: Console | None = None
 ) -> list[Ranked]:
@@ -119,9 +92,9 @@ def rank(
     preparation.check_command(spec, labels=True)
     console = console or people()
     with open_run(spec) as run:
-        prepared = _prepare(spec, run, console, strict)
+        prepared = prepare_run(spec, run, console, strict)
         with connected(address) as cluster:
-            _encode(prepared, cluster, console)
+            encode(prepared, cluster, console)
             return _rank(prepared, run, cluster, console)
 
 
@@ -150,11 +123,11 @@ def sweep(
     preparation.check_command(spec, labels=True)
     console = console or people()
     with open_run(spec, fresh=fresh) as run:
-        prepared = _prepare(spec, run, console, strict)
+        prepared = prepare_run(spec, run, console, strict)
         _baselines(prepared, run, console)
         with connected(address) as cluster:
-            _encode(prepared, cluster, console)
-            prepared = _within_disk(prepared, cluster, console)
+            encode(prepared, cluster, console)
+            prepared = within_disk(prepared, cluster, console)
             ranked = _rank(prepared, run, cluster, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
             agreed = _ranking_agreement(prepared, run, ranked, console)
@@ -209,180 +182,18 @@ def fit(
     merged = asked.model_copy(update={"recipe": {**asked.recipe, **(recipe or {})}, "space": {}})
     one = Spec.model_validate({**spec.model_dump(), "candidates": [merged.model_dump()]})
     with open_run(one) as run:
-        prepared = _prepare(one, run, console, strict=True)
+        prepared = prepare_run(one, run, console, strict=True)
         with connected(address) as cluster:
-            prepared = _within_disk(prepared, cluster, console)
-            _encode(prepared, cluster, console)
+            prepared = within_disk(prepared, cluster, console)
+            encode(prepared, cluster, console)
             work = prepared.work(
                 "final", candidate, prepared.arms[candidate].default, seed, run.folder, states=run.states
             )
-            facts = _fit_all(prepared, run, [work], cluster, console, title="fit")[work.key]
+            facts = fit_works(prepared, run, [work], cluster, console, title="fit")[work.key]
         if facts.status != "done":
             raise NoVerdict(f"{candidate}: {facts.error}")
         folder = run.folder / "fits" / work.key
         return export(prepared, run, _latest(run, work.key), folder)
-
-
-def pretrain(
-    spec: Spec,
-    *,
-    seed: int = 0,
-    address: str | None = None,
-    strict: bool = False,
-    console: Console | None = None,
-) -> list[Adapted]:
-    """Go on with the pre-training of every candidate on texts without labels; run again to continue.
-
-    Args:
-        spec: The job, of task ``pretraining``.
-        seed: Seed of batch order, masks and dropout.
-        address: Of a Ray cluster; by default this machine.
-        strict: A candidate that cannot be had is an error.
-        console: For progress; standard error by default.
-
-    Returns:
-        What came of each candidate, lowest perplexity first; perplexities of different tokenizers cannot be compared.
-
-    Raises:
-        SpecError: The task is another one, or a recipe has values that say nothing without labels.
-        DataError: The texts cannot be used.
-        NoVerdict: No candidate could be trained.
-    """
-    preparation.check_command(spec, labels=False)
-    for candidate in spec.candidates:
-        Pretraining().check_recipe(candidate.recipe)
-    console = console or people()
-    with open_run(spec) as run:
-        prepared = _prepare(spec, run, console, strict)
-        with connected(address) as cluster:
-            _encode(prepared, cluster, console)
-            packed = {}
-            for one in prepared.candidates:
-                key = prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
-                packed[one.name] = len(open_encoded(prepared.cache, key, "train"))
-            prepared = _within_disk(replace(prepared, packed=packed), cluster, console)
-            works = {
-                name: prepared.work("final", name, arm.default, seed, run.folder, states=run.states)
-                for name, arm in prepared.arms.items()
-            }
-            known = run.ledger.settled("final")
-            left = [work for work in works.values() if not (work.key in known and _is_kept(run, known[work.key]))]
-            if left:
-                _fit_all(prepared, run, left, cluster, console, title="pre-training")
-        known = run.ledger.settled("final")
-        done = [known[work.key] for work in works.values() if work.key in known and known[work.key].status == "done"]
-        for outcome in done:
-            _keep_adapted(run, outcome)
-        if table := failures_table(list(latest(run.ledger.outcomes).values())):
-            console.print(table)
-        if not done:
-            raise NoVerdict(f"no candidate could be trained; {run.ledger.path} says why.")
-        return sorted((_adapted(run, outcome) for outcome in done), key=lambda one: one.perplexity)
-
-
-def _adapted_folder(run: Run, candidate: str) -> Path:
-    return run.folder / "pretrained" / candidate
-
-
-def _is_kept(run: Run, outcome: Outcome) -> bool:
-    """Whether the weights of a fit are there, moved or not."""
-    try:
-        facts = json.loads((_adapted_folder(run, outcome.candidate) / FACTS).read_text())
-    except OSError:
-        facts = {}
-    return outcome.status != "done" or facts.get("key") == outcome.key or has_weights(run, outcome)
-
-
-def _keep_adapted(run: Run, outcome: Outcome) -> None:
-    """Move the weights to where people look for them, with what was measured, whole or not at all."""
-    weights, folder = checkpoint_folder(run.folder, outcome.key), _adapted_folder(run, outcome.candidate)
-    if weights.is_dir():
-        (weights / FACTS).write_text(json.dumps(asdict(outcome), indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(exist_ok=True)
-        weights.replace(folder)
-
-
-def _adapted(run: Run, outcome: Outcome) -> Adapted:
-    facts = outcome.facts
-    return Adapted(
-        candidate=outcome.candidate,
-        folder=_adapted_folder(run, outcome.candidate),
-        before=math.exp(-facts["test_score_before"]),
-        perplexity=math.exp(-facts["test_score"]),
-        curve=tuple((examples, math.exp(-score)) for examples, score in outcome.curve),
-        seconds=outcome.seconds,
-        examples_per_second=facts["examples_per_second"],
-    )
-
-
-def _prepare(spec: Spec, run: Run, console: Console, strict: bool) -> Prepared:
-    prepared = preparation.prepare(spec, console, strict=strict)
-    run.write_findings([asdict(finding) for finding in prepared.findings])
-    if prepared.findings:
-        console.print(findings_table(prepared.findings))
-    if spec.score is None:
-        console.print(f"score: {prepared.metric} (the task's default; `score:` names another)")
-    known = latest(run.ledger.outcomes)
-    for outcome in preparation.unavailable_outcomes(prepared):
-        if outcome.key not in known or known[outcome.key].error != outcome.error:
-            run.ledger.append(outcome)
-    return prepared
-
-
-def _within_disk(prepared: Prepared, cluster: Capacity, console: Console) -> Prepared:
-    """Refuse a run whose weights cannot stay below ``search.max_disk``; do without states where they alone cannot.
-
-    Raises:
-        SpecError: With the arithmetic.
-    """
-    spec = prepared.spec
-    if spec.search.max_disk is None:
-        return prepared
-    resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
-    parallel = at_a_time(resources, cluster, spec.search.concurrency)
-    sizes = sorted((4 * one.parameters for one in prepared.candidates), reverse=True)
-    # Of every finalist the best seed so far, and what is being saved.
-    weights = sum(sizes[: spec.search.finalists]) + parallel * sizes[0]
-    # Weights, their best so far, and the optimizer's two moments.
-    states = 4 * parallel * sizes[0]
-    if weights > spec.search.max_disk:
-        raise SpecError(
-            f"search.max_disk is {spec.search.max_disk / 1e9:g} GB, but the weights of {spec.search.finalists} "
-            f"finalists and {parallel} fits under way take {weights / 1e9:.2g} GB; raise it, or lower "
-            "search.finalists or search.concurrency."
-        )
-    if weights + states <= spec.search.max_disk:
-        return prepared
-    console.print(
-        f"[yellow]states of fits are not kept: {states / 1e9:.2g} GB beside {weights / 1e9:.2g} GB of weights would be "
-        f"over search.max_disk = {spec.search.max_disk / 1e9:g} GB[/]"
-    )
-    return replace(prepared, keep_states=False)
-
-
-def _encode(prepared: Prepared, cluster: Capacity, console: Console) -> None:
-    """Encode what the cache lacks: a lot of rows on the cluster, a few here, where no worker need be started."""
-    data = prepared.dataset
-    rows = len(data.train) + len(data.validation) + len(data.test)
-
-    def elsewhere(
-        one: Pretrained, key: str, length: int, progress: Callable[[int], None], shards: Sequence[Shard]
-    ) -> None:
-        encode_shards(
-            shards,
-            one,
-            prepared.task.to_json(),
-            cache=prepared.cache,
-            data=data.key,
-            key=key,
-            max_length=length,
-            workers=int(cluster.cpus),
-            progress=progress,
-        )
-
-    spread = rows >= prepared.spec.encode.cluster_rows or cluster.nodes > 1
-    preparation.encode_all(prepared, console, elsewhere if spread else None)
 
 
 def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
@@ -526,11 +337,12 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             reduction=spec.search.reduction if spec.search.stop else math.inf,
             enough=lambda: spent.reached(spec.search, time.time() - started) is not None,
             scratch=run.scratch,
-            on_start=lambda work: board.start(work.key, *_described(prepared, work)),
+            on_start=lambda work: board.start(work.key, *described(prepared, work)),
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
         )
-    if reason := spent.reached(spec.search, time.time() - started):
+    reason = spent.reached(spec.search, time.time() - started)
+    if reason and board.ended < left:
         console.print(f"[yellow]the sweep ended early: {reason}[/]")
 
 
@@ -604,7 +416,7 @@ def _refit(
     known = run.ledger.settled("final")
     left = [work for works in groups.values() for work in works if work.key in again or not _is_settled(work, known)]
     if left:
-        _fit_all(
+        fit_works(
             prepared, run, left, cluster, console, title="finalists", on_done=partial(_drop_losing_seeds, run, groups)
         )
     known = run.ledger.settled("final")
@@ -630,51 +442,6 @@ def _drop_losing_seeds(run: Run, groups: Mapping[str, Sequence[Work]], ended: Wo
     for one in done:
         if one.key != _best_fit(done).key:
             shutil.rmtree(checkpoint_folder(run.folder, one.key), ignore_errors=True)
-
-
-def _fit_all(
-    prepared: Prepared,
-    run: Run,
-    works: Sequence[Work],
-    cluster: Capacity,
-    console: Console,
-    *,
-    title: str,
-    on_done: Callable[[Work], None] = lambda work: None,
-) -> dict[str, Facts]:
-    """Carry out works with Ray Train, with a live table and a ledger line each."""
-    spec = prepared.spec
-    resources = {work.key: spec.resources_of(spec.candidate(work.pretrained.name)) for work in works}
-    parallel = at_a_time(
-        {work.pretrained.name: resources[work.key] for work in works}, cluster, spec.search.concurrency
-    )
-    results: dict[str, Facts] = {}
-    board = TrialBoard(console, title, prepared.metric, len(works), sum(work.budget for work in works))
-    with board:
-
-        def reached(work: Work, rung: Rung) -> None:
-            if work.key not in board.rows:
-                board.start(work.key, *_described(prepared, work))
-            board.rung(work.key, rung.examples, rung.score)
-
-        def ended(work: Work, facts: Facts) -> None:
-            outcome = outcome_of(work, facts, "final", may_pass=facts.status != "done")
-            results[work.key] = facts
-            run.ledger.append(outcome)
-            run.discard_state(work.key)
-            board.end(work.key, outcome)
-            if facts.status == "done":
-                on_done(work)
-
-        fit_all(works, resources, at_a_time=parallel, scratch=run.scratch, on_rung=reached, on_end=ended)
-    return results
-
-
-def _described(prepared: Prepared, work: Work) -> tuple[str, str, int]:
-    """A trial's candidate, what is special about its recipe, and its budget."""
-    name = work.pretrained.name
-    detail = recipe_text(work.recipe.model_dump(), prepared.arms[name].default.model_dump())
-    return name, f"{detail}, seed {work.seed}" if work.run else detail, work.budget
 
 
 def _decide(

@@ -263,7 +263,7 @@ def _carried_out(work: Work, report: Callable[[Rung], None], keeper: _Checkpoint
 
 
 class _Checkpoints:
-    """Keeps the states of a fit with Ray Train, which brings them to any storage while the fit goes on."""
+    """Keeps the states of a fit with Ray Train, which has them brought to where all nodes see them meanwhile."""
 
     def __init__(self, folder: Path, seconds: float, first: bool) -> None:
         self.folder, self.seconds, self.first = folder, seconds, first

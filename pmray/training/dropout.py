@@ -47,8 +47,48 @@ class CheapDropout(nn.Module):
         return values * kept.to(values.dtype).mul_(256 / (256 - self.dropped))
 
 
+ATTENTION = "cheap_dropout"
+"""Name of the attention below among those of transformers."""
+
+FAMILIES = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
+"""Families whose eager attention drops by the ``nn.Dropout`` of its module, and is otherwise the one below."""
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The eager attention of transformers, with the cheap dropout of its module.
+
+    Args:
+        module: Has a ``dropout``.
+        query: Shape (rows, heads, tokens, width); so are `key` and `value`.
+        key: See `query`.
+        value: See `query`.
+        attention_mask: Is added to the scores, (rows, 1, tokens, tokens); None where no row is padded.
+        scaling: Of the scores.
+
+    Returns:
+        The output, (rows, tokens, heads, width), and the weights.
+    """
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = module.dropout(nn.functional.softmax(scores, dim=-1))  # type: ignore[operator]
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
 def make_dropout_cheap(model: nn.Module, chance: Chance) -> Callable[[], None]:
-    """Put ``CheapDropout`` in the place of all ``nn.Dropout`` of a model; returns what puts these back."""
+    """Put ``CheapDropout`` in the place of all ``nn.Dropout`` of a model, and into its attention where that is known.
+
+    Returns:
+        What puts these back.
+    """
     replaced: list[tuple[nn.Module, str, nn.Dropout]] = [
         (parent, name, child)
         for parent in model.modules()
@@ -57,9 +97,24 @@ def make_dropout_cheap(model: nn.Module, chance: Chance) -> Callable[[], None]:
     ]
     for parent, name, child in replaced:
         setattr(parent, name, CheapDropout(child.p, chance))
+    config: Any = getattr(model, "config", None)
+    within = getattr(config, "model_type", None) in FAMILIES and config._attn_implementation == "eager"
+    if within:
+        _name_attention()
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
 
     def put_back() -> None:
+        if within:
+            model.set_attn_implementation("eager")  # type: ignore[operator]
         for parent, name, child in replaced:
             setattr(parent, name, child)
 
     return put_back
+
+
+def _name_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)

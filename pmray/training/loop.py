@@ -23,6 +23,7 @@ from pmray.spec import Recipe
 from pmray.tasks.base import LossOptions, Objective
 from pmray.training import sharding
 from pmray.training.dropout import Chance, make_dropout_cheap
+from pmray.training.first_token import first_token_only
 from pmray.training.hardware import (
     autocast,
     device_here,
@@ -204,7 +205,9 @@ class _Loop:
             self.frozen = before
         self.chance = Chance()
         self.put_dropout_back = make_dropout_cheap(model, self.chance) if self.device.type == "cpu" else lambda: None
-        self.optimizer = Optimizer(model, recipe)
+        # A GPU has the whole table stepped sooner than its touched rows are found; several workers sum whole gradients.
+        alone = self.workers == 1 and not self.sharded and self.device.type == "cpu"
+        self.optimizer = Optimizer(model, recipe, rows_alone=alone)
         self.options = loss_options(recipe, targets, len(task.labels), self.device)
         self.scale = 2.0**16 if self.precision == "fp16" else 1.0
         self.good_steps = 0
@@ -228,6 +231,10 @@ class _Loop:
         """Seconds that the latest state took to be kept."""
 
     def run(self, report: Callable[[Rung], None]) -> Fitted:
+        with first_token_only(self.model):
+            return self._run(report)
+
+    def _run(self, report: Callable[[Rung], None]) -> Fitted:
         state = self.keeper.load() if self.keeper else None
         if state is not None:
             self._restore(state)
@@ -373,6 +380,7 @@ class _Loop:
                 self.step, self.loss, self.recipe.lr, what=f"the mean loss (at first {first:.3g})", risen=True
             )
         self._share_buffers()
+        self.optimizer.flush()
         scores, tuned, score = self._scored()
         if self.best is None or score > self.best.score:
             # The last rung needs no copy: the model itself holds its weights.
@@ -400,6 +408,7 @@ class _Loop:
     def _fitted(self) -> Fitted:
         assert self.best is not None
         weights = self.best.weights or self._weights()
+        self.optimizer.release()
         if self.low:
             self.model.to(torch.float32)
         self.model.load_state_dict(weights)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from pmray.spec import Recipe
+from pmray.training.embedding_rows import EmbeddingRows, lone_table
 from pmray.training.layers import depths
 from pmray.training.sharding import sharded_like
 
@@ -26,20 +27,52 @@ class Optimizer:
     2018, "Mixed precision training"): a step is often smaller than what bf16 can add to a weight.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, *, rows_alone: bool = False) -> None:
+        """Take a model's trained weights over.
+
+        Args:
+            model: In the precision and on the device that it is trained in.
+            recipe: Gives rates and decay.
+            rows_alone: Step only those rows of the token embeddings that a batch touches; one worker, on a CPU.
+        """
         named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
         self.weights = [one for _, one in named]
         self.masters = [
             one if one.dtype == torch.float32 else nn.Parameter(one.detach().float()) for one in self.weights
         ]
-        self.low = [(own, one) for own, one in zip(self.weights, self.masters, strict=True) if own is not one]
         self.adamw = torch.optim.AdamW(
             _groups([name for name, _ in named], self.masters, recipe, depths(model)), fused=True
         )
         self.rates = [float(group["lr"]) for group in self.adamw.param_groups]
+        self.table = lone_table(model)
+        self.rows = self._rows() if rows_alone else None
+        table = None if self.rows is None else self.rows.table.weight
+        self.low = [
+            (own, one)
+            for own, one in zip(self.weights, self.masters, strict=True)
+            if own is not one and own is not table
+        ]
+
+    def _rows(self) -> EmbeddingRows | None:
+        if self.table is None:
+            return None
+        place = next(place for place, one in enumerate(self.weights) if one is self.table.weight)
+        return EmbeddingRows(self.table, self.masters[place], self.adamw)
+
+    def flush(self) -> None:
+        """Bring all weights up to date, before they are read."""
+        if self.rows is not None:
+            self.rows.flush()
+
+    def release(self) -> None:
+        """Let the model be as it was."""
+        if self.rows is not None:
+            self.rows.release()
 
     def collect(self) -> None:
         """Add the gradients of bf16 weights to those of their masters, in fp32; after each micro-batch."""
+        if self.rows is not None:
+            self.rows.collect()
         for own, master in self.low:
             if own.grad is not None:
                 master.grad = own.grad.float() if master.grad is None else master.grad.add_(own.grad)
@@ -49,6 +82,8 @@ class Optimizer:
         """Forget all gradients."""
         for one in (*self.weights, *self.masters):
             one.grad = None
+        if self.rows is not None:
+            self.rows.clear()
 
     def sum_over_workers(self) -> None:
         """Sum the gradients of all workers of the process group, bucket by bucket."""
@@ -76,33 +111,43 @@ class Optimizer:
         Returns:
             The norm before clipping; where it is not finite, no step was taken.
         """
+        gradients = [one.grad for one in self.masters if one.grad is not None]
+        if self.rows is not None and (touched := self.rows.merge()) is not None:
+            gradients.append(touched)
         if scale != 1.0:
-            torch._foreach_mul_([one.grad for one in self.masters if one.grad is not None], 1 / scale)
-        total = nn.utils.clip_grad_norm_(self.masters, clip)
+            torch._foreach_mul_(gradients, 1 / scale)
+        total = nn.utils.get_total_norm(gradients)
         # Of sharded weights each worker holds a part of the sum.
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):
+            if norm > clip:
+                torch._foreach_mul_(gradients, clip / (norm + 1e-6))
             for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
             self.adamw.step()
+            if self.rows is not None:
+                self.rows.step(self.rows.group["lr"])
             self._write_low()
         self.clear()
         return norm
 
     def full_precision(self) -> dict[int, torch.Tensor]:
         """``id`` of each weight that has a master -> the master's value."""
-        return {id(own): master.detach() for own, master in self.low}
+        pairs = self.low if self.rows is None else [*self.low, (self.rows.table.weight, self.rows.master)]
+        return {id(own): master.detach() for own, master in pairs if own is not master}
 
     def take(self, values: Mapping[int, torch.Tensor]) -> None:
         """Set the masters by the ``id`` of their weights, and from them the weights."""
         with torch.no_grad():
             for own, master in self.low:
                 master.copy_(values[id(own)])
+            if self.rows is not None:
+                self.rows.master.copy_(values[id(self.rows.table.weight)])
         self._write_low()
 
     def state(self) -> dict[str, Any]:
         """What a later process needs to go on; see ``load``."""
-        return self.adamw.state_dict()
+        return {**self.adamw.state_dict(), "rows": None if self.rows is None else self.rows.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` gave, with the same parameters, sharded in another way or not at all."""
@@ -111,7 +156,14 @@ class Optimizer:
             number: {name: sharded_like(one, parameters[number]) for name, one in values.items()}
             for number, values in state["state"].items()
         }
-        self.adamw.load_state_dict({**state, "state": moments})
+        self.adamw.load_state_dict({"param_groups": state["param_groups"], "state": moments})
+        if self.rows is not None:
+            self.rows.load(state["rows"])
+        elif state["rows"] is not None and (rows := self._rows()) is not None:
+            # One worker kept the state, several go on.
+            rows.load(state["rows"])
+            rows.flush()
+            rows.release()
 
     def _write_low(self) -> None:
         if self.low:

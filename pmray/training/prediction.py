@@ -20,6 +20,7 @@ from pmray.errors import OutOfMemory
 from pmray.spec import Recipe
 from pmray.tasks.base import Objective
 from pmray.training import sharding
+from pmray.training.first_token import first_token_only
 from pmray.training.hardware import autocast, is_out_of_memory, memory_told, on_device, place, precision_of
 
 EVALUATION_TOKENS = 16_384
@@ -41,7 +42,8 @@ def predict(model: nn.Module, task: Objective, rows: Encoded, recipe: Recipe | N
     # A worker without rows has nothing to say about how wide a score vector is.
     scores = None
     if len(mine) or passes:
-        scores = map_rows(model, task, rows, mine, logits_to_scores(task), recipe, passes=passes)
+        with first_token_only(model):
+            scores = map_rows(model, task, rows, mine, logits_to_scores(task), recipe, passes=passes)
     if workers == 1 and scores is not None:
         return scores
     gathered: list[Any] = [None] * workers
@@ -117,7 +119,8 @@ def measure_latency(model: nn.Module, task: Objective, rows: Encoded, count: int
         encoded = rows.rows(np.array([position]))
         batch = on_device(task.collate(encoded, rows.pad), device)
         before = time.perf_counter()
-        task.predict(model(**batch).logits, encoded)
+        with first_token_only(model):
+            task.predict(model(**batch).logits, encoded)
         times.append(time.perf_counter() - before)
     return float(np.median(times[1:]) * 1000)
 

@@ -325,7 +325,13 @@ def compare(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Bundle folder, or NAME[@alias] in the registry.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Bundle folder, or NAME[@alias] or NAME/VERSION in the registry; more are served at /v1/models/NAME.",
+            metavar="MODEL...",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
@@ -335,7 +341,10 @@ def serve(
     registry: Registry = None,
     address: Address = None,
 ) -> None:
-    """Serve a model over HTTP until Ctrl-C (or SIGTERM), which ends it with exit code 0."""
+    """Serve a model over HTTP until Ctrl-C (or SIGTERM), which ends it with exit code 0.
+
+    API keys come from PMRAY_API_KEYS or PMRAY_API_KEYS_FILE. A model served by its name follows the registry's alias.
+    """
     from pmray.report.console import people
     from pmray.serving.app import deploy
     from pmray.spec import Serve
@@ -344,11 +353,10 @@ def serve(
     settings = Serve(host=host, port=port, replicas=replicas)
     with (
         suppress(KeyboardInterrupt),
-        deploy(model, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed,
+        deploy(models, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed,
     ):
-        console.print(
-            f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it"
-        )
+        url = deployed.url
+        console.print(f"serving {', '.join(models)} at [bold]{url}[/] (documentation: {url}/docs); Ctrl-C ends it")
         signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own in place
         signal.pause()
 

@@ -150,7 +150,7 @@ def predict(
     if model.startswith(("http://", "https://")):
         endpoint = Endpoint(model)
         with closing(endpoint.client):
-            rows = _known_rows(data, endpoint.task, endpoint.settings.get("columns", {}), given)
+            rows = known_rows(data, endpoint.task, endpoint.settings.get("columns", {}), given)
             return _ask(model, endpoint, endpoint.settings, rows, endpoint.chunk, latency_rows, progress)
     if _is_file(model):
         columns = read_source(data, "test", drop=False)[0].table.column_names
@@ -167,7 +167,7 @@ def predict(
         bundle, outputs = as_bundle(pretrained, kind, rows, labels)
     else:
         bundle = open_bundle(resolve(model, registry)[0])
-        rows = _known_rows(data, bundle.task, bundle.settings.get("columns", {}), given)
+        rows = known_rows(data, bundle.task, bundle.settings.get("columns", {}), given)
     source = model if _is_pretrained(model) else str(bundle.folder)
     return _ask(source, _scorer(bundle, model, outputs), bundle.settings, rows, CHUNK, latency_rows, progress)
 
@@ -284,7 +284,7 @@ def _scorer(bundle: Bundle, model: str, outputs: NDArray[np.int64] | None) -> Sc
     return scorer
 
 
-def _known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Mapping[str, str]) -> LabelledRows:
+def known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Mapping[str, str]) -> LabelledRows:
     """Read rows for a model that knows its labels, and refuse others.
 
     Args:
@@ -292,6 +292,9 @@ def _known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Map
         task: The model's.
         trained: Role -> column that it was trained with. Groups are used where these rows have them too.
         given: Role -> column that the user names.
+
+    Raises:
+        DataError: The rows cannot be read, or have labels that the model does not know.
     """
     wanted = ("group", *(["text_pair"] if _pair(task) else []))
     roles = {role: needed for role, needed in task.columns.items() if needed or role in wanted}

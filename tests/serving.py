@@ -3,6 +3,7 @@
 import asyncio
 
 import httpx
+import pytest
 
 from pmray.bundle import open_bundle
 from pmray.serving.batching import Batcher
@@ -62,3 +63,17 @@ def asked(app, *requests, **client):
             return [await one.request(method, path, **options) for method, path, options in requests]
 
     return asyncio.run(ask())
+
+
+def assert_close(first, second, path=""):
+    """Equal in all but the last digits of their fractions."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_close(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, list):
+        assert_close(dict(enumerate(first)), dict(enumerate(second)), path)
+    elif isinstance(first, float):
+        assert first == pytest.approx(second, abs=1e-3), path
+    else:
+        assert first == second, path

@@ -80,17 +80,13 @@ class Guard:
             if refused is None:
                 async with asyncio.timeout(self.limits.timeout_s):
                     await self.app(scope, self._bounded(scope, receive), counted)
-        except TooLarge as error:
-            refused = json_response({"error": str(error)}, 413)
-        except Busy as error:
-            refused = json_response({"error": str(error)}, 503, {"retry-after": str(error.retry_after)})
         except TimeoutError:
             told = f"not read and answered within {self.limits.timeout_s:g} s; send fewer rows at a time"
             refused = json_response({"error": told}, 408)
         except Exception:
             # Its words may hold rows or paths: they are for the log of the server alone.
             log.exception("a request failed")
-            refused = json_response({"error": "the server failed on this request; its log says why"}, 500)
+            refused = failed()
         if refused is not None and not status:
             await refused(scope, receive, counted)
         self.told(scope["path"], status)
@@ -136,6 +132,11 @@ class Guard:
         return bounded
 
 
+def failed() -> Response:
+    """What is said when the server is at fault."""
+    return json_response({"error": "the server failed on this request; its log says why"}, 500)
+
+
 def _too_large(most: int, found: int | None = None) -> str:
     told = "this has more" if found is None else f"this has {found}"
     return f"a body of this kind may have {most} bytes, {told}"
@@ -164,6 +165,18 @@ def add_error_pages(app: Any) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         return json_response({"error": f"{where}: {first['msg'].lower()}; see /docs for the form"}, 422)
+
+    @app.exception_handler(TooLarge)
+    async def too_large(request: Request, error: TooLarge) -> Response:
+        return json_response({"error": str(error)}, 413)
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> Response:
+        return json_response({"error": str(error)}, 503, {"retry-after": str(error.retry_after)})
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return failed()  # Starlette raises it again: the guard writes it to the log
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

@@ -17,7 +17,7 @@ KEYS, READ_KEYS = "PMRAY_API_KEYS", "PMRAY_READ_KEYS"
 """Keys, separated by commas or white space; those of the second may only look (GET)."""
 
 FILES = {KEYS: "PMRAY_API_KEYS_FILE", READ_KEYS: "PMRAY_READ_KEYS_FILE"}
-"""Files with one key a line, such as a mounted secret; read again when they change."""
+"""Files with one key a line (or a comment after ``#``), such as a mounted secret; read again when they change."""
 
 SHORTEST = 16
 """Characters of a key: a shorter one can be guessed."""
@@ -108,7 +108,8 @@ def given_key(headers: Mapping[str, str]) -> str | None:
 
 
 def _hashes(text: str, where: str) -> list[bytes]:
-    keys = text.replace(",", " ").split()
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    keys = " ".join(lines).replace(",", " ").split()
     if short := [key for key in keys if len(key) < SHORTEST]:
         raise SpecError(
             f"{len(short)} of {len(keys)} API keys {where} have fewer than {SHORTEST} characters; "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pmray.checking import Checked, check
+    from pmray.client import Client
     from pmray.comparison import Compared, compare
     from pmray.data.load import Dataset, load_data
     from pmray.errors import (
@@ -45,6 +46,7 @@ _HOME = {
         ),
         "errors",
     ),
+    "Client": "client",
     **dict.fromkeys(("Compared", "compare"), "comparison"),
     **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
@@ -61,6 +63,7 @@ __all__ = [
     "Candidate",
     "CandidateUnavailable",
     "Checked",
+    "Client",
     "ClusterError",
     "Compared",
     "Data",

@@ -22,7 +22,7 @@ import typer
 from pmray.errors import NoVerdict, PmrayError
 
 if TYPE_CHECKING:
-    from pmray.spec import Spec
+    from pmray.spec import Serve, Spec
 
 app = typer.Typer(
     name="pmray",
@@ -325,30 +325,45 @@ def compare(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Bundle folder, or NAME[@alias] in the registry.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Bundle folder, or NAME[@alias] or NAME/VERSION in the registry; more are served at /v1/models/NAME.",
+            metavar="MODEL...",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes of the model.")] = 1,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A key of the spec's section `serve`, such as max_wait_s=2. May be repeated.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine although anybody may then ask.")
     ] = False,
     registry: Registry = None,
     address: Address = None,
 ) -> None:
-    """Serve a model over HTTP until Ctrl-C (or SIGTERM), which ends it with exit code 0."""
+    """Serve a model over HTTP until Ctrl-C (or SIGTERM), which ends it with exit code 0.
+
+    API keys come from PMRAY_API_KEYS or PMRAY_API_KEYS_FILE. A model served by its name follows the registry's alias.
+    """
+    settings = _serve_settings({"host": host, "port": port, "replicas": replicas, **_pairs(set_, "--set")})
     from pmray.report.console import people
     from pmray.serving.app import deploy
-    from pmray.spec import Serve
 
     console = people()
-    settings = Serve(host=host, port=port, replicas=replicas)
     with (
         suppress(KeyboardInterrupt),
-        deploy(model, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed,
+        deploy(models, serve_spec=settings, registry=_registry(registry), address=address, no_auth=no_auth) as deployed,
     ):
-        console.print(
-            f"serving {model} at [bold]{deployed.url}[/] (documentation: {deployed.url}/docs); Ctrl-C ends it"
-        )
+        url = deployed.url
+        console.print(f"serving {', '.join(models)} at [bold]{url}[/] (documentation: {url}/docs); Ctrl-C ends it")
         signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own in place
         signal.pause()
 
@@ -488,6 +503,24 @@ def _spec(path: Path, overrides: list[str] | None) -> Spec:
     from pmray.spec_file import load_spec
 
     return load_spec(path, overrides or ())
+
+
+def _serve_settings(values: dict[str, Any]) -> Serve:
+    """The section `serve` of a spec; what is wrong with it is one error."""
+    from pydantic import ValidationError
+
+    from pmray.errors import SpecError, UnknownName
+    from pmray.spec import Serve
+
+    for key in values:
+        if key not in Serve.model_fields:
+            raise UnknownName("key of serve", key, Serve.model_fields)
+    try:
+        return Serve.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, ("serve", *first["loc"])))
+        raise SpecError(f"{where}: {first['msg']}, but got {first['input']!r}") from None
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:

@@ -145,6 +145,25 @@ def evaluate(
         latency_rows=latency_rows,
         progress=progress,
     )
+    return evaluate_predicted(
+        predicted, by=by, slices=slices, min_slice_rows=min_slice_rows, errors=errors, draws=draws
+    )
+
+
+def evaluate_predicted(
+    predicted: Predicted,
+    *,
+    by: Sequence[str] | str = (),
+    slices: Literal["auto"] | None = None,
+    min_slice_rows: int = MIN_ROWS,
+    errors: int = 0,
+    draws: int = 1000,
+) -> Evaluation:
+    """Score predictions that are already there; the arguments are those of ``evaluate``.
+
+    Raises:
+        DataError: The data cannot be sliced as asked.
+    """
     task, rows = predicted.task, predicted.rows
     targets = task.targets(rows.table)
     outcomes = task.paired_outcome(predicted.said, targets)
@@ -167,32 +186,6 @@ def evaluate(
         worst_slices=searched,
         mistakes=_mistakes(predicted, targets, right, errors) if errors else (),
     )
-
-
-def evaluate_scores(
-    task: Task,
-    metric: str,
-    table: pa.Table,
-    scores: NDArray[np.float32],
-    *,
-    source: str,
-    refused: Sequence[Mapping[str, str]] = (),
-    draws: int = 1000,
-) -> Evaluation:
-    """Score predictions that are already there.
-
-    Args:
-        task: Gives metrics.
-        metric: Name of the deciding one.
-        table: ``row_id`` and ``label``.
-        scores: Score vectors of the same rows, shape (rows, labels).
-        source: Where they come from.
-        refused: Rows that are not in the table.
-        draws: Bootstrap draws.
-    """
-    rows = LabelledRows(table, table.select([]), {})
-    predicted = Predicted(source, task, metric, rows, task.said(scores), scores, refused, None)
-    return _evaluation(predicted, task.targets(table), draws)
 
 
 def _evaluation(predicted: Predicted, targets: NDArray[Any], draws: int, **more: Any) -> Evaluation:

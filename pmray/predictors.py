@@ -17,12 +17,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pmray.bundle import SETTINGS, Bundle, open_bundle
+from pmray.client import Client
 from pmray.data.formats import FORMATS
 from pmray.data.labelled import LabelledRows, read_labelled
 from pmray.data.sources import read_source
@@ -41,6 +41,9 @@ CHUNK = 512
 """Rows in one request, or in one step of the progress bar."""
 
 TIMEOUT_S = 120.0
+
+RETRY_S = 10.0
+"""For so long an endpoint may be busy or away."""
 
 LATENCY_ROWS = 50
 """Rows that are asked one by one to see how long one takes."""
@@ -89,32 +92,21 @@ class Endpoint:
     """A served model that answers rows over HTTP as a ``Scorer`` does in this process."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.client = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
-        facts = self._ask("GET", "/v1/model")
+        # A wrong address should be told at once; a right one may be busy later.
+        self.client = Client(url, timeout_s=TIMEOUT_S, retry_s=1.0)
+        facts = self.client.facts()
+        self.client.retry_s = RETRY_S
         try:
             self.settings: Mapping[str, Any] = facts["settings"]
             self.task = open_task(self.settings["task"])
             self.chunk = min(CHUNK, int(facts["max_rows"]))
         except (KeyError, TypeError):
-            raise EndpointError(f"{self.url}/v1/model did not tell its task; is it a pmray endpoint?") from None
+            raise EndpointError(f"{url}/v1/model did not tell its task; is it a pmray endpoint?") from None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer | Refused]:
         """Answer every row, in order."""
-        found = self._ask("POST", "/v1/predict", {"rows": list(rows)})["predictions"]
+        found = self.client.ask("POST", "/v1/predict", json={"rows": list(rows)})["predictions"]
         return [Refused(one["error"]) if one.get("error") else Answer(one, self.task.scores_of(one)) for one in found]
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            response = self.client.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise EndpointError(f"{self.url} does not answer ({error}); is `pmray serve` running there?") from None
-        if response.is_error:
-            raise EndpointError(f"{self.url}{path} answered {response.status_code}: {response.text[:300]}")
-        try:
-            return response.json()
-        except ValueError:
-            raise EndpointError(f"{self.url}{path} did not answer with JSON; is it a pmray endpoint?") from None
 
 
 def predict(
@@ -150,7 +142,7 @@ def predict(
     if model.startswith(("http://", "https://")):
         endpoint = Endpoint(model)
         with closing(endpoint.client):
-            rows = _known_rows(data, endpoint.task, endpoint.settings.get("columns", {}), given)
+            rows = known_rows(data, endpoint.task, endpoint.settings.get("columns", {}), given)
             return _ask(model, endpoint, endpoint.settings, rows, endpoint.chunk, latency_rows, progress)
     if _is_file(model):
         columns = read_source(data, "test", drop=False)[0].table.column_names
@@ -167,7 +159,7 @@ def predict(
         bundle, outputs = as_bundle(pretrained, kind, rows, labels)
     else:
         bundle = open_bundle(resolve(model, registry)[0])
-        rows = _known_rows(data, bundle.task, bundle.settings.get("columns", {}), given)
+        rows = known_rows(data, bundle.task, bundle.settings.get("columns", {}), given)
     source = model if _is_pretrained(model) else str(bundle.folder)
     return _ask(source, _scorer(bundle, model, outputs), bundle.settings, rows, CHUNK, latency_rows, progress)
 
@@ -284,7 +276,7 @@ def _scorer(bundle: Bundle, model: str, outputs: NDArray[np.int64] | None) -> Sc
     return scorer
 
 
-def _known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Mapping[str, str]) -> LabelledRows:
+def known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Mapping[str, str]) -> LabelledRows:
     """Read rows for a model that knows its labels, and refuse others.
 
     Args:
@@ -292,6 +284,9 @@ def _known_rows(data: Source, task: Task, trained: Mapping[str, str], given: Map
         task: The model's.
         trained: Role -> column that it was trained with. Groups are used where these rows have them too.
         given: Role -> column that the user names.
+
+    Raises:
+        DataError: The rows cannot be read, or have labels that the model does not know.
     """
     wanted = ("group", *(["text_pair"] if _pair(task) else []))
     roles = {role: needed for role, needed in task.columns.items() if needed or role in wanted}

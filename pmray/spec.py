@@ -463,11 +463,33 @@ class Serve(Section):
     """Fixed, or [min, max] for autoscaling."""
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
+    separate: bool = True
+    """The model in processes of its own, which the process that speaks HTTP sends batches to; false: all in one."""
+    ingress_replicas: int = Field(default=1, ge=1)
+    """Processes that speak HTTP; each makes batches of its own."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the weights; ``auto`` takes the fastest whose golden rows differ by at most `max_difference`."""
+    max_difference: float = Field(default=0.01, ge=0, lt=1)
+    """Of a score of the golden rows from what it was at export."""
     max_batch_rows: int = Field(default=64, ge=1)
     max_batch_tokens: int = Field(default=16384, ge=16)
-    """Rows and tokens that are put into one forward pass."""
+    """Rows and tokens that are put into one batch."""
+    max_wait_s: float = Field(default=1.0, gt=0)
+    """A request that would wait longer for the model is refused at once, with 503 and ``Retry-After``."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """For reading a request's body, and for answering it."""
     max_rows: int = Field(default=4096, ge=1)
     """Rows in one request; more are refused with 413."""
+    max_characters: int = Field(default=100_000, ge=1)
+    """Of one row's text; a longer row gets an error of its own."""
+    max_body: Count = Field(default=32 * 2**20, ge=1024)
+    """Bytes of a request; ``32M`` works. More are refused with 413."""
+    max_upload: Count = Field(default=256 * 2**20, ge=1024)
+    """Bytes of an uploaded file, and four times as many when it is unpacked."""
+    models_at_a_time: int = Field(default=3, ge=1)
+    """Models that one process holds where several are served; the one used longest ago makes room."""
+    follow_s: float | None = Field(default=10.0, gt=0)
+    """Between two looks at the registry; a model that is served by its name follows the alias. None: never."""
 
 
 class Spec(Section):

@@ -97,6 +97,12 @@ def _check_settings(kind: Any, task: Task, part: Part) -> None:
             pass
         else:
             raise AssertionError("a score that does not exist must raise SpecError")
+    with part("row_schema"):
+        examples = task.row_schema().get("examples") or []
+        _ensure(bool(examples), "it needs `examples` with a row that can be answered; /docs shows it")
+        for example in examples:
+            problem = task.problem(example)
+            _ensure(problem is None, f"its example cannot be answered: {problem}")
     with part("default_recipe"):
         for size in (1_000_000, 20_000_000, 100_000_000, 400_000_000):
             recipe = task.default_recipe("bert", size)

@@ -18,8 +18,9 @@ def ray_cluster():
     import ray
 
     from pmray.distributed.cluster import SETTINGS, start_here
+    from pmray.serving import haproxy
 
-    os.environ.update(SETTINGS)
+    os.environ.update(SETTINGS | haproxy.settings())
     start_here(num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()

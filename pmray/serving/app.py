@@ -1,7 +1,11 @@
-"""A bundle behind HTTP on Ray Serve: predict, evaluate, model facts, health."""
+"""A bundle behind HTTP on Ray Serve. What is asked and answered is in ``http``; here it meets Ray.
 
-# No `from __future__ import annotations` here: Serve ships the class below by value, and FastAPI then could not look up
-# the names of its request models.
+Two deployments: ``Ingress`` speaks HTTP, reads rows and makes batches; ``Model`` computes, in processes of its own,
+because a forward pass in a thread beside an event loop loses most of its time to the interpreter lock. Batches travel
+as Arrow tables.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import ipaddress
@@ -10,200 +14,370 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 import httpx
 import pyarrow as pa
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from fastapi import APIRouter
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pmray.bundle import open_bundle
+from pmray.bundle import GOLDEN_TOLERANCE, open_bundle
 from pmray.distributed.cluster import connected
-from pmray.errors import EndpointError, SpecError
-from pmray.evaluation import evaluate_scores
+from pmray.errors import EndpointError, PmrayError, SpecError
 from pmray.predictors import resolve
-from pmray.scoring.ragged import stacked
-from pmray.serving.scorer import Answer, Refused, Scorer
-from pmray.spec import Serve
-
-MAX_BODY_BYTES = 32 * 2**20
-BATCH_WAIT_S = 0.005
-"""How long a request waits for company; a single-row forward of a small encoder takes 5 to 10 ms."""
+from pmray.serving import haproxy
+from pmray.serving.batching import Batcher
+from pmray.serving.guard import Limits
+from pmray.serving.http import build_http
+from pmray.serving.keys import KEYS, Keys
+from pmray.serving.metrics import ServingMetrics
+from pmray.serving.precision import open_weights
+from pmray.serving.recording import Recorder
+from pmray.serving.scorer import Reader, Weights, golden_problem
+from pmray.serving.service import Service
+from pmray.spec import Section, Serve
 
 START_TIMEOUT_S = 180
 
+ATTEMPTS = 3
+"""Times that a batch is tried when a process of the model is lost under it."""
+
 log = logging.getLogger("ray.serve")
 
-app = FastAPI(
-    title="pmray endpoint",
-    version=version_of("pmray"),
-    description="A fine-tuned model. A row is an object with the fields that `GET /v1/model` lists under `fields`.",
-)
+
+class Arguments(Section):
+    """``args`` of a Serve config; keys come from the environment of the nodes, never from here."""
+
+    model: list[str] = Field(min_length=1)
+    """Bundle folders, or ``NAME[@alias]`` or ``NAME/VERSION`` in the registry; the first is the one of /v1/predict."""
+    registry: str | None = None
+    """MLflow tracking URI, for names."""
+    serve: Serve = Serve()
+    no_auth: bool = False
+    """Answer beyond this machine although no key is set."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
-class Rows(BaseModel):
-    """Rows to answer."""
+@dataclass(frozen=True)
+class Served:
+    """One model that the endpoint knows."""
 
-    rows: list[dict[str, Any]] = Field(min_length=1, examples=[[{"text": "great value, and it arrived early ."}]])
-
-
-class LabelledRows(BaseModel):
-    """Rows with their true labels."""
-
-    rows: list[dict[str, Any]] = Field(
-        min_length=1, examples=[[{"text": "great value, and it arrived early .", "label": "positive"}]]
-    )
+    name: str
+    """In ``/v1/models/{name}``."""
+    reference: str
+    folder: Path
+    version: str
 
 
-class Predictions(BaseModel):
-    """Answers in the order of the rows."""
+def served(reference: str, registry: str | None) -> Served:
+    """Find a model, as it is now.
 
-    model: dict[str, str] = Field(examples=[{"name": "reviews", "version": "3"}])
-    predictions: list[dict[str, Any]] = Field(
-        description="`id`, `label` (or `labels`) and `scores` of each row; or `id` and `error` of a row that cannot be "
-        "answered, which never fails its neighbours.",
-        examples=[[{"id": "6f0c", "label": "positive", "scores": {"negative": 0.02, "positive": 0.98}}]],
-    )
-
-
-@app.exception_handler(RequestValidationError)
-async def _malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return JSONResponse({"error": f"{where}: {first['msg'].lower()}; see /docs for the form"}, status_code=422)
-
-
-@app.exception_handler(HTTPException)
-async def _refused(request: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
-
-
-@app.middleware("http")
-async def _bounded(request: Request, call_next: Any) -> Any:
-    """Refuse huge bodies unread; let no stack trace out."""
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        return JSONResponse({"error": f"a body may have {MAX_BODY_BYTES} bytes, this has {length}"}, status_code=413)
-    try:
-        return await call_next(request)
-    except Exception:
-        log.exception("a request failed")
-        return JSONResponse({"error": "the server failed on this request; its log says why"}, status_code=500)
-
-
-def _rows_in(batch: Sequence[Sequence[dict[str, Any]]]) -> int:
-    """Size of a batch of requests; one request alone always fits, since the scorer cuts it into forward passes."""
-    return 1 if len(batch) == 1 else sum(len(rows) for rows in batch)
-
-
-def _label(value: Any, position: int, known: Sequence[str]) -> Any:
-    """A row's label or labels as text, or a 422 that names the row.
-
-    It stands before the class: Serve takes along only what was there when it saw the class.
+    Raises:
+        DataError: The folder is not a bundle.
+        RegistryError: There is no such model.
     """
-    labels = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-    unknown = [one for one in labels if one not in known]
-    if value is None or unknown:
-        found = "is missing" if value is None else f"{unknown[0]!r} is not one of: {', '.join(known)}"
-        raise HTTPException(422, f"rows.{position}.label: {found}")
-    return labels if isinstance(value, list) else labels[0]
+    folder, version = resolve(reference, registry)
+    name = open_bundle(folder).name if version == "-" else reference.partition("@")[0].partition("/")[0]
+    return Served(name, reference, folder, version)
+
+
+def _follows(one: Served) -> bool:
+    """Whether another version may take its place: it was asked for by a name, without a version."""
+    return one.version != "-" and "/" not in one.reference
+
+
+def _model_class(models_at_a_time: int) -> type:
+    """The class of the model's processes; how many models each holds is fixed when it is made."""
+
+    class Model:
+        """One process that computes: several models, one batch at a time."""
+
+        def __init__(self, arguments: dict[str, Any]) -> None:
+            self.arguments = Arguments.model_validate(arguments)
+            self.thread = ThreadPoolExecutor(1)
+            """Forward passes run here, one after the other; the event loop goes on receiving batches."""
+            _use_cpus()
+            first = served(self.arguments.model[0], self.arguments.registry)
+            # Before the process counts as ready: no request waits for weights.
+            self.first = {str(first.folder): _open_weights(str(first.folder), self.arguments.serve)}
+
+        @serve.multiplexed(max_num_models_per_replica=models_at_a_time)
+        async def weights(self, folder: str) -> tuple[Weights, float]:
+            """The weights of a bundle, and their rows per second; those used longest ago make room."""
+            if folder in self.first:
+                return self.first.pop(folder)
+            return await asyncio.to_thread(_open_weights, folder, self.arguments.serve)
+
+        async def prepare(self, folder: str) -> float:
+            """Open a bundle's weights, warm; returns rows per second of a batch."""
+            rate: float = (await self.weights(folder))[1]
+            return rate
+
+        async def scores(self, folder: str, inputs: pa.Table) -> NDArray[Any]:
+            """Score vectors of model inputs, shape (rows, labels) or ragged, in their order."""
+            weights, _ = await self.weights(folder)
+            return await asyncio.get_running_loop().run_in_executor(self.thread, weights.scores, inputs)
+
+    return Model
 
 
 @serve.deployment
-@serve.ingress(app)
-class Endpoint:
-    """One replica: a scorer, and requests put together into batches."""
+@serve.ingress()
+class Ingress:
+    """One process that speaks HTTP; it is what the routes ask for (``http.Models``)."""
 
-    def __init__(self, folder: str, version: str, limits: dict[str, int]) -> None:
-        import torch
+    def __init__(self, arguments: dict[str, Any], model: DeploymentHandle | None) -> None:
+        self.arguments = Arguments.model_validate(arguments)
+        self.settings = self.arguments.serve
+        self.keys = Keys(os.environ)
+        check_access(self.settings.host, self.keys, no_auth=self.arguments.no_auth)
+        self.model = model
+        self.metrics = ServingMetrics()
+        self.known = {one.name: one for one in (served(name, self.arguments.registry) for name in self.arguments.model)}
+        self.first = next(iter(self.known))
+        self.services: dict[str, Service] = {}
+        self.opening = asyncio.Lock()
+        self.local: dict[str, Weights] = {}
+        self.thread = ThreadPoolExecutor(1)
+        self.recorder: Recorder | None = None
+        self.routers: Sequence[APIRouter] = ()
+        self.following: asyncio.Task[None] | None = None
+        self.http: ASGIApp | None = None
+        if model is None:
+            _use_cpus()
 
-        # Ray sets OMP_NUM_THREADS to the replica's CPUs; torch reads it only at its first import in a process.
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.scorer = Scorer(open_bundle(folder))
-        self.version, self.limits = version, limits
-        if problem := self.scorer.health():
-            raise RuntimeError(problem)
-        self.batched.set_max_batch_size(limits["max_batch_rows"])
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """What Serve sends requests to; the application behind it changes with the model."""
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_rows_in)
-    async def batched(self, requests: list[list[dict[str, Any]]]) -> list[list[Answer | Refused]]:
-        """Answer the rows of several requests in as few forward passes as the token budget allows."""
-        together = [row for rows in requests for row in rows]
-        # In a thread: the event loop goes on accepting requests.
-        answers = iter(await asyncio.to_thread(self.scorer, together))
-        return [[next(answers) for _ in rows] for rows in requests]
+        async def current(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await self._live(receive, send)
+            elif self.http is not None:
+                await self.http(scope, receive, send)
 
-    @app.post("/v1/predict", response_model=Predictions)
-    async def predict(self, body: Rows) -> dict[str, Any]:
-        """Answer every row."""
-        self._count(body.rows)
-        answers = await self.batched(body.rows)
-        predictions = [
-            {"id": uuid4().hex, **({"error": one.error} if isinstance(one, Refused) else one.values)} for one in answers
-        ]
-        return {"model": {"name": self.scorer.bundle.name, "version": self.version}, "predictions": predictions}
+        return current
 
-    @app.post("/v1/evaluate")
-    async def evaluate(self, body: LabelledRows) -> dict[str, Any]:
-        """Score the model on labelled rows, with intervals; equal to ``pmray evaluate``."""
-        self._count(body.rows)
-        task = self.scorer.task
-        labels = [_label(row.get("label"), position, task.labels) for position, row in enumerate(body.rows)]
-        answers = await self.batched(
-            [{key: value for key, value in row.items() if key != "label"} for row in body.rows]
+    @property
+    def default(self) -> Service:
+        """The model of ``/v1/predict``."""
+        return self.services[self.first]
+
+    def names(self) -> Sequence[str]:
+        """Of all models that are served."""
+        return list(self.known)
+
+    async def named(self, name: str) -> Service | None:
+        """The model of that name, opened if need be; None where there is none."""
+        # Looked up among those that were named at the start: what a request says never becomes a path.
+        if name not in self.known:
+            return None
+        if name not in self.services:
+            async with self.opening:
+                if name not in self.services:
+                    await self._open(self.known[name])
+        return self.services[name]
+
+    async def health(self) -> str | None:
+        """Run the golden rows of the default model; None when all is as it was at export, else what differs."""
+        service = self.default
+        golden = service.bundle.golden()
+        read = await asyncio.to_thread(service.task.encode, golden, service.reader.processor, service.bundle.max_length)
+        try:
+            found = await self._scores(str(service.bundle.folder), read)
+        except Exception:
+            log.exception("golden rows could not be run")
+            return "the model does not answer"
+        return golden_problem(found, golden, max(GOLDEN_TOLERANCE, self.settings.max_difference))
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Serve's start and end of this process."""
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self._open(self.known[self.first])
+                except Exception as error:
+                    log.exception("the endpoint does not start")
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                if self.settings.follow_s is not None and any(map(_follows, self.known.values())):
+                    self.following = asyncio.create_task(self._follow(self.settings.follow_s))
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                if self.following:
+                    self.following.cancel()
+                if self.recorder:
+                    await self.recorder.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _open(self, one: Served) -> None:
+        """Open a model, warm; then let it take the place of the version that had its name. Nobody waits for it."""
+        folder = str(one.folder)
+        bundle = await asyncio.to_thread(open_bundle, folder)
+        processor = await asyncio.to_thread(bundle.task.processor, folder)
+        rate = await self._prepare(folder)
+        reader = Reader(bundle, processor, max_characters=self.settings.max_characters)
+        service = Service(
+            one.name, one.version, reader, self._batcher(one.name, folder, rate), max_rows=self.settings.max_rows
         )
-        good = [position for position, one in enumerate(answers) if isinstance(one, Answer)]
-        refused = [
-            {"row_id": str(position), "error": one.error}
-            for position, one in enumerate(answers)
-            if isinstance(one, Refused)
-        ]
-        if not good:
-            raise HTTPException(422, f"no row could be answered; row 0: {refused[0]['error']}")
-        table = pa.table(
-            {"row_id": [str(position) for position in good], "label": [labels[position] for position in good]}
+        example = (await service.predict(service.task.row_schema()["examples"])).body
+        if before := self.services.get(one.name):
+            self.metrics.info.remove(before.name, before.version)
+        self.services[one.name], self.known[one.name] = service, one
+        self.metrics.info.labels(one.name, one.version).set(1)
+        if one.name == self.first:
+            self.http = build_http(
+                self, limits_of(self.arguments, self.keys), self.keys, self.metrics,
+                recorder=self.recorder, routers=self.routers, example=example,
+            )  # fmt: skip
+
+    def _batcher(self, name: str, folder: str, rate: float) -> Batcher:
+        settings = self.settings
+        low, high = replicas_of(settings)
+
+        def told(rows: int, tokens: int, seconds: float) -> None:
+            fill = max(rows / settings.max_batch_rows, min(1.0, tokens / settings.max_batch_tokens))
+            self.metrics.batch(name, rows, tokens, seconds, fill)
+
+        return Batcher(
+            lambda inputs: self._scores(folder, inputs),
+            max_rows=settings.max_batch_rows,
+            max_tokens=settings.max_batch_tokens,
+            max_wait_s=settings.max_wait_s,
+            eager=2 * low,
+            most=2 * high,
+            rate=rate * low,
+            told=told,
         )
-        scores = stacked([one.scores for one in answers if isinstance(one, Answer)])
-        for position, row in zip(good, scores, strict=True):
-            if row.ndim > 1 and len(row) != len(labels[position]):
-                raise HTTPException(
-                    422, f"rows.{position}.label: {len(labels[position])} tags, but the row has {len(row)} words"
-                )
-        metric = str(self.scorer.bundle.settings["metric"])
-        found = await asyncio.to_thread(
-            evaluate_scores, task, metric, table, scores, source=self.scorer.bundle.name, refused=refused
+
+    async def _prepare(self, folder: str) -> float:
+        """Let every process of the model open a bundle; rows per second of one of them."""
+        if self.model is None:
+            weights = await asyncio.to_thread(_open_weights, folder, self.settings)
+            self.local[folder] = weights[0]
+            return weights[1]
+        rate = float(await self._asked("prepare", folder))
+        if folder != str(self.known[self.first].folder):
+            # All others too, before the first request comes.
+            await self.model.broadcast("prepare", folder).results_async(return_exceptions=True)
+        return rate
+
+    async def _scores(self, folder: str, inputs: pa.Table) -> NDArray[Any]:
+        if self.model is None:
+            run = self.local[folder].scores
+            return await asyncio.get_running_loop().run_in_executor(self.thread, run, inputs)
+        scores: NDArray[Any] = await self._asked("scores", folder, inputs)
+        return scores
+
+    async def _asked(self, method: str, folder: str, *more: Any) -> Any:
+        """Ask a process of the model; when one is lost, another: a forward pass can be repeated."""
+        assert self.model is not None
+        handle = self.model
+        if folder != str(self.known[self.first].folder):
+            # Those that have it open are asked first; the default model is open everywhere.
+            handle = handle.options(multiplexed_model_id=folder)
+        for attempt in range(ATTEMPTS):
+            try:
+                return await getattr(handle, method).remote(folder, *more)
+            except (PmrayError, asyncio.CancelledError):
+                raise
+            except Exception:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                log.warning("a batch is tried again", exc_info=True)
+                await asyncio.sleep(0.1 * 2**attempt)
+        raise AssertionError
+
+    async def _follow(self, seconds: float) -> None:
+        """Look for other versions under the names that are served, and let them in without a pause."""
+        while True:
+            await asyncio.sleep(seconds)
+            for one in list(self.known.values()):
+                if not _follows(one):
+                    continue
+                try:
+                    now = await asyncio.to_thread(served, one.reference, self.arguments.registry)
+                    if now.version != one.version:
+                        async with self.opening:
+                            await self._open(now)
+                except Exception:
+                    # A registry that is away for a while, or a version that does not open: what is served stays.
+                    log.exception("%s stays at version %s", one.reference, one.version)
+
+
+def application(arguments: Arguments) -> serve.Application:
+    """Make the Serve application; ``import_path: pmray.serving.app:application`` of a Serve config.
+
+    Args:
+        arguments: ``args`` of the config.
+    """
+    settings = arguments.serve
+    plain = arguments.model_dump(mode="json")
+    low, high = replicas_of(settings)
+    scale: dict[str, Any] = (
+        {"num_replicas": low}
+        if low == high
+        # An ongoing request of the model is a batch: one runs and one waits while it is busy.
+        else {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 1.5}}
+    )
+    compute = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
+    # A new version starts beside the old one. A broken bundle stays broken.
+    common = {"max_surge_percent": 100, "max_constructor_retry_count": 1}
+    model = None
+    if settings.separate:
+        options = {"ray_actor_options": compute, "max_ongoing_requests": 4, **scale, **common}
+        model = serve.deployment(_model_class(settings.models_at_a_time)).options(**options).bind(plain)
+        compute = {"num_cpus": 0}
+        scale = {"num_replicas": settings.ingress_replicas}
+    # Who is to be refused is refused by the batcher, which knows how long the wait is. This only bounds memory.
+    ongoing = max(256, 16 * settings.max_batch_rows)
+    return Ingress.options(  # type: ignore[attr-defined]
+        ray_actor_options=compute, max_ongoing_requests=ongoing, max_queued_requests=ongoing, **scale, **common
+    ).bind(plain, model)
+
+
+def check_access(host: str, keys: Keys, *, no_auth: bool) -> None:
+    """Refuse to listen beyond this machine without keys, unless that was said aloud.
+
+    Raises:
+        SpecError: Others can reach the endpoint, and nobody needs a key.
+    """
+    if not is_loopback(host) and not keys.required and not no_auth:
+        raise SpecError(
+            f"serve.host is {host}, which others can reach, and no API key is set; put keys into {KEYS} (or a file of "
+            f"them into {KEYS}_FILE), use 127.0.0.1, or say --no-auth."
         )
-        return found.to_json()
 
-    @app.get("/v1/model")
-    async def model(self) -> dict[str, Any]:
-        """What is served: task, promised score, recipe, origin, limits."""
-        settings = self.scorer.bundle.settings
-        facts = {"name": self.scorer.bundle.name, "version": self.version, "fields": list(self.scorer.task.inputs)}
-        return {**facts, "max_rows": self.limits["max_rows"], "settings": dict(settings)}
 
-    @app.get("/healthz")
-    async def healthz(self) -> dict[str, str]:
-        """Run a few rows with known answers, and compare."""
-        if problem := await asyncio.to_thread(self.scorer.health):
-            raise HTTPException(503, problem)
-        return {"status": "healthy"}
+def limits_of(arguments: Arguments, keys: Keys) -> Limits:
+    """The limits of a request."""
+    settings = arguments.serve
+    return Limits(
+        max_body=settings.max_body,
+        max_upload=settings.max_upload,
+        max_rows=settings.max_rows,
+        timeout_s=settings.timeout_s,
+        local_only=is_loopback(settings.host) and not keys.required and not arguments.no_auth,
+    )
 
-    @app.get("/readyz")
-    async def readyz(self) -> dict[str, str]:
-        """Answer: the model is loaded and passed its health check."""
-        return {"status": "ready"}
 
-    def _count(self, rows: Sequence[Any]) -> None:
-        if len(rows) > self.limits["max_rows"]:
-            raise HTTPException(413, f"a request may have {self.limits['max_rows']} rows, this has {len(rows)}")
+def replicas_of(settings: Serve) -> tuple[int, int]:
+    """Fewest and most processes of the model."""
+    return settings.replicas if isinstance(settings.replicas, tuple) else (settings.replicas,) * 2
 
 
 @dataclass
@@ -224,46 +398,22 @@ class Deployed:
         self.close()
 
 
-def build_app(folder: str, settings: Serve, version: str) -> serve.Application:
-    """Make the Serve application of a bundle.
-
-    Args:
-        folder: Of the bundle; every node must see it.
-        settings: Replicas, resources and limits.
-        version: Shown by the endpoint.
-    """
-    low, high = settings.replicas if isinstance(settings.replicas, tuple) else (settings.replicas,) * 2
-    scale = (
-        {"num_replicas": low}
-        if low == high
-        else {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 16}}
-    )
-    limits = {key: getattr(settings, key) for key in ("max_rows", "max_batch_rows")}
-    return Endpoint.options(  # type: ignore[attr-defined]
-        **scale,
-        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
-        # Serve admits 5 requests per replica unless told otherwise (ray 2.60), so a batch would never fill: one batch
-        # runs while the next one gathers.
-        max_ongoing_requests=2 * settings.max_batch_rows,
-        # More than this wait in vain: they get a 503 at once.
-        max_queued_requests=8 * settings.max_batch_rows,
-        # A broken bundle stays broken.
-        max_constructor_retry_count=1,
-    ).bind(folder, version, limits)
-
-
 def deploy(
-    model: str,
+    model: str | Sequence[str],
     *,
     serve_spec: Serve | None = None,
     registry: str | None = None,
     address: str | None = None,
     no_auth: bool = False,
 ) -> Deployed:
-    """Serve a bundle and return when it answers.
+    """Serve a bundle, or several behind one endpoint, and return when it answers.
+
+    API keys come from the environment; see ``pmray.serving.keys``. A model that is given by a name of the registry is
+    followed: another version that gets the alias takes over without a pause.
 
     Args:
-        model: Bundle folder, or ``NAME[@alias]`` in the registry.
+        model: Bundle folder, or ``NAME[@alias]`` or ``NAME/VERSION`` in the registry; the first of several is the one
+            of ``/v1/predict``.
         serve_spec: Host, port, replicas and limits.
         registry: MLflow tracking URI, for names.
         address: Of a Ray cluster; by default this machine.
@@ -273,33 +423,51 @@ def deploy(
         DataError: The folder is not a bundle.
         RegistryError: There is no such model.
         EndpointError: The port is taken, or the model does not start.
-        SpecError: A host beyond this machine without `no_auth`.
+        SpecError: A host beyond this machine without keys or `no_auth`, or keys that are too short.
     """
     settings = serve_spec or Serve()
-    if not _is_loopback(settings.host) and not no_auth:
-        raise SpecError(
-            f"serve.host is {settings.host}, which others can reach, and the endpoint asks nobody for a key; "
-            "use 127.0.0.1, or say --no-auth."
-        )
-    folder, version = resolve(model, registry)
-    port = settings.port or _free_port(settings.host)
+    models = [model] if isinstance(model, str) else list(model)
+    check_access(settings.host, Keys(os.environ), no_auth=no_auth)
+    found = [served(one, registry) for one in models]
+    # Processes of Ray have other working folders.
+    models = [str(one.folder) if one.version == "-" else one.reference for one in found]
+    port = settings.port or haproxy.free_port(settings.host)
     _check_free(settings.host, port)
+    arguments = Arguments(
+        model=models, registry=registry, serve=settings.model_copy(update={"port": port}), no_auth=no_auth
+    )
+    for name, value in haproxy.settings().items():
+        os.environ.setdefault(name, value)
     stack = ExitStack()
     try:
         stack.enter_context(connected(address))
         stack.callback(_stop_serving)
         log.setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "ERROR"})
-        serve.run(build_app(str(folder), settings, version), name="pmray", logging_config={"log_level": "ERROR"})
+        serve.run(application(arguments), name="pmray", logging_config={"log_level": "ERROR"})
         url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{port}"
         _wait_ready(url)
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         stack.close()
-        raise EndpointError(f"{folder} could not be served: {str(error).strip()[-500:]}") from None
+        raise EndpointError(f"{models[0]} could not be served: {str(error).strip()[-500:]}") from None
     except BaseException:
         stack.close()
         raise
     return Deployed(url, stack)
+
+
+def _open_weights(folder: str, settings: Serve) -> tuple[Weights, float]:
+    """Open a bundle's weights, warm; and rows per second of a batch."""
+    weights, tried = open_weights(open_bundle(folder), settings.precision, settings.max_difference)
+    log.info("%s is served in %s: %s", folder, weights.precision, ", ".join(map(str, tried)))
+    return weights, next(one.rows_per_second for one in tried if one.precision == weights.precision)
+
+
+def _use_cpus() -> None:
+    """Let torch use the CPUs of this process: Ray says how many, but torch reads it only at its first import."""
+    import torch
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
 def _stop_serving() -> None:
@@ -327,17 +495,12 @@ def _wait_ready(url: str) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _check_free(host: str, port: int) -> None:

@@ -197,6 +197,10 @@ class Task(Objective, Protocol):
         """A row of a table as JSON can carry it to ``problem`` and ``rows``."""
         ...
 
+    def row_schema(self) -> dict[str, Any]:
+        """JSON Schema of a row as it is sent, without its label, with an example that can be answered."""
+        ...
+
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Say why a row that was sent to an endpoint cannot be answered, or None."""
         ...

@@ -27,6 +27,9 @@ PATCH = 256
 SHIFT = 0.06
 """Largest move of a training image, as a share of its width and height."""
 
+EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mPcoqHBgA0wMeAAg1MCANCsARTeYvrcAAAAAElFTkSuQmCC"
+"""A PNG of 8 x 8 pixels, as base64 text."""
+
 LEARNING_RATES = {"vit": 5e-5, "deit": 5e-5, "dinov2": 2e-5, "swin": 5e-5, "convnext": 1e-4}
 """Peak learning rates of families; all others are convolutional networks, at 1e-3."""
 
@@ -146,6 +149,15 @@ class ImageClassification(RowLabels):
         from pmray.data.images import to_base64
 
         return {"image": to_base64(row["image"])}
+
+    def row_schema(self) -> dict[str, Any]:
+        """JSON Schema of a row as it is sent."""
+        return {
+            "type": "object",
+            "properties": {"image": {"type": "string", "contentEncoding": "base64", "minLength": 1}},
+            "required": ["image"],
+            "examples": [{"image": EXAMPLE}],
+        }
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Say why a row cannot be answered, or None. Text is base64, never a path: a request opens no file."""

@@ -134,6 +134,16 @@ class TextClassification(RowLabels):
         """The row as it is."""
         return row
 
+    def row_schema(self) -> dict[str, Any]:
+        """JSON Schema of a row as it is sent."""
+        example = dict(zip(self.inputs, ("great value, and it arrived early .", "worth its price ."), strict=False))
+        return {
+            "type": "object",
+            "properties": {role: {"type": "string", "minLength": 1} for role in self.inputs},
+            "required": list(self.inputs),
+            "examples": [example],
+        }
+
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Say why a row cannot be answered, or None."""
         for role in self.inputs:

@@ -279,6 +279,16 @@ class TokenClassification:
         words = row["words"]
         return {"words": [word.rstrip() for word in words], "space_after": [word != word.rstrip() for word in words]}
 
+    def row_schema(self) -> dict[str, Any]:
+        """JSON Schema of a row as it is sent."""
+        words = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}]}
+        return {
+            "type": "object",
+            "properties": {"words": words, "space_after": {"type": "array", "items": {"type": "boolean"}}},
+            "required": ["words"],
+            "examples": [{"words": ["Ada", "Lovelace", "was", "born", "in", "London", "."]}],
+        }
+
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Say why a row cannot be answered, or None."""
         words, spaces = row.get("words"), row.get("space_after")

@@ -10,6 +10,7 @@ import pmray
 from pmray.comparison import compare
 from pmray.errors import DataError, EndpointError, RegistryError, SpecError
 from pmray.evaluation import evaluate, save_predictions
+from tests.serving import assert_close
 from tests.tiny import tiny_bundle, tiny_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -38,20 +39,6 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     labelled = tiny_rows(230, seed=5)
     return write_rows(folder / "rows.jsonl", [*labelled[:7], {"text": "  ", "label": "positive"}, *labelled[7:]])
-
-
-def assert_close(first, second, path=""):
-    """Equal in all but the last digits of their fractions."""
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            assert_close(first[key], second[key], f"{path}.{key}")
-    elif isinstance(first, list):
-        assert_close(dict(enumerate(first)), dict(enumerate(second)), path)
-    elif isinstance(first, float):
-        assert first == pytest.approx(second, abs=1e-3), path
-    else:
-        assert first == second, path
 
 
 def test_a_bad_row_gets_its_own_error_and_never_its_neighbours(client):

@@ -1,0 +1,254 @@
+"""Endpoints side by side: pmray's, the documented Serve deployments, FastAPI with a pipeline, MLflow's server.
+
+``python -m tests.bench.serve BUNDLE [SECONDS] [WAY...]``: the same bundle, texts (SST-2) and load, which comes from a
+process of its own; one server at a time; the bare batched forward in one process is the limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+
+import httpx
+import psutil
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pmray.serving.haproxy import free_port
+
+SST2 = Path(os.environ.get("PMRAY_SHARED", "../shared")) / "data" / "text_classification" / "sst2" / "test.parquet"
+CONNECTIONS = 64
+ROWS = 32
+"""Rows of a large request; 8 connections send them."""
+
+OFFLINE = """
+import json, sys, time
+import pyarrow.parquet as pq
+from pmray.bundle import open_bundle
+from pmray.serving.precision import open_weights
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+bundle = open_bundle(sys.argv[1])
+weights, tried = open_weights(bundle, "auto", 0.01)
+processor = bundle.task.processor(str(bundle.folder))
+table = bundle.task.rows([{"text": text} for text in pq.read_table(sys.argv[2])["text"].to_pylist()[:1024]])
+inputs = bundle.task.encode(table, processor, bundle.max_length)
+def timed(rows, seconds=6.0):
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        weights.scores(inputs.slice(done * rows % 960, rows)); done += 1
+    return done * rows / (time.perf_counter() - began)
+timed(64, 1.0)
+print(json.dumps({"precision": weights.precision, "rows_per_second": timed(64), "single_ms": 1e3 / timed(1, 3.0)}))
+"""
+
+PIPELINE = """
+import sys
+from ray import serve
+from starlette.requests import Request
+from transformers import pipeline
+
+@serve.deployment
+class Sentiment:
+    def __init__(self, folder):
+        self.model = pipeline("text-classification", model=folder)
+
+    async def __call__(self, request: Request):
+        return self.model((await request.json())["text"])
+
+serve.start(http_options={"port": int(sys.argv[2])})
+serve.run(Sentiment.bind(sys.argv[1]), blocking=True)
+"""
+
+BATCH = """
+import sys
+from ray import serve
+from starlette.requests import Request
+from transformers import pipeline
+
+@serve.deployment(max_ongoing_requests=200)
+class Sentiment:
+    def __init__(self, folder):
+        self.model = pipeline("text-classification", model=folder)
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
+    async def answer(self, texts):
+        return self.model(texts, batch_size=len(texts))
+
+    async def __call__(self, request: Request):
+        return await self.answer((await request.json())["text"])
+
+serve.start(http_options={"port": int(sys.argv[2])})
+serve.run(Sentiment.bind(sys.argv[1]), blocking=True)
+"""
+
+FASTAPI = """
+import sys
+import uvicorn
+from fastapi import FastAPI, Request
+from transformers import pipeline
+
+app, model = FastAPI(), pipeline("text-classification", model=sys.argv[1])
+
+@app.post("/")
+def answer(body: dict):
+    return model(body["text"])
+
+uvicorn.run(app, port=int(sys.argv[2]), log_level="error")
+"""
+
+MLFLOW = """
+import os, sys, tempfile
+import mlflow
+from transformers import pipeline
+
+folder = tempfile.mkdtemp() + "/model"
+mlflow.transformers.save_model(pipeline("text-classification", model=sys.argv[1]), folder, task="text-classification")
+os.execvp("mlflow", ["mlflow", "models", "serve", "-m", folder, "--env-manager", "local", "-p", sys.argv[2]])
+"""
+
+
+def pmray_command(*options: str) -> Callable[[str, int], list[str]]:
+    """The command line of pmray's endpoint."""
+    return lambda folder, port: [sys.executable, "-m", "pmray", "serve", folder, "--port", str(port), *options]
+
+
+def script(text: str) -> Callable[[str, int], list[str]]:
+    """A server that is a script."""
+    return lambda folder, port: [sys.executable, "-c", text, folder, str(port)]
+
+
+WAYS = {
+    "Serve, pipeline() (documented)": (script(PIPELINE), "/", lambda texts: {"text": texts[0]}),
+    "Serve, @serve.batch (documented)": (script(BATCH), "/", lambda texts: {"text": texts[0]}),
+    "FastAPI + uvicorn, pipeline()": (script(FASTAPI), "/", lambda texts: {"text": texts[0]}),
+    "mlflow models serve": (script(MLFLOW), "/invocations", lambda texts: {"inputs": texts[:1]}),
+    "pmray": (
+        pmray_command("--replicas", "2"),
+        "/v1/predict",
+        lambda texts: {"rows": [{"text": one} for one in texts]},
+    ),
+    "pmray, one process for all": (
+        pmray_command("--set", "separate=false"),
+        "/v1/predict",
+        lambda texts: {"rows": [{"text": one} for one in texts]},
+    ),
+}
+
+
+@contextmanager
+def serving(command: list[str], port: int, path: str, body: bytes) -> Iterator[psutil.Process]:
+    """A server that answers, until the end of the block."""
+    with NamedTemporaryFile(prefix="bench-serve-", delete=False) as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic() + 240
+        while True:
+            try:
+                headers = {"content-type": "application/json"}
+                if httpx.post(f"http://127.0.0.1:{port}{path}", content=body, headers=headers, timeout=30).is_success:
+                    break
+            except httpx.HTTPError:
+                pass
+            if server.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"no answer: {Path(log.name).read_text()[-2000:]}")
+            time.sleep(1)
+        yield psutil.Process(server.pid)
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def memory_of(server: psutil.Process) -> float:
+    """MiB of a server and all that it started."""
+    family = [server, *server.children(recursive=True)]
+    return sum(one.memory_info().rss for one in family if one.is_running()) / 2**20
+
+
+def load(port: int, path: str, bodies: Path, connections: int, seconds: float, rate: float | None = None) -> dict:
+    """What the load generator saw."""
+    more = [] if rate is None else [str(rate)]
+    command = [sys.executable, "-m", "tests.bench.load", f"http://127.0.0.1:{port}", path, str(bodies)]
+    found = subprocess.run(
+        [*command, str(connections), str(seconds), *more], capture_output=True, check=True, text=True
+    )
+    return json.loads(found.stdout)
+
+
+def fill_of(port: int) -> tuple[float, float]:
+    """Batches, and the sum of their fill, so far."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("pmray_batch_fill_"))
+    return float(values.get("pmray_batch_fill_count", 0)), float(values.get("pmray_batch_fill_sum", 0))
+
+
+def main() -> None:
+    """Run the bench and print a table."""
+    folder, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 8.0
+    ways = sys.argv[3:] or list(WAYS)
+    console, lines = Console(width=160), []
+    texts = pq.read_table(SST2)["text"].to_pylist()
+    for threads in (1, 2):
+        command = [sys.executable, "-c", OFFLINE, folder, str(SST2), str(threads)]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()[-1])
+        lines.append((f"bare forward, {threads} threads, {found['precision']}", found))
+        console.print(lines[-1])
+    for name in ways:
+        make, path, body = WAYS[name]
+        port = free_port("127.0.0.1")
+        with TemporaryDirectory() as place:
+            single, large = Path(place) / "single", Path(place) / "large"
+            single.write_text("\n".join(json.dumps(body([text])) for text in texts))
+            groups = [texts[start : start + ROWS] for start in range(0, 1024, ROWS)]
+            large.write_text("\n".join(json.dumps(body(group)) for group in groups))
+            first = single.read_bytes().splitlines()[0]
+            try:
+                with serving(make(folder, port), port, path, first) as server:
+                    found = {"1": load(port, path, single, 1, seconds / 2)}
+                    found["64"] = load(port, path, single, CONNECTIONS, seconds)
+                    if name.startswith("pmray"):
+                        before = fill_of(port)
+                        found["rows"] = load(port, path, large, 8, seconds)
+                        after = fill_of(port)
+                        found["fill"] = (after[1] - before[1]) / max(1.0, after[0] - before[0])
+                        memory = memory_of(server)
+                        found["twice"] = load(port, path, single, 512, seconds, 2 * found["64"]["per_second"])
+                        found["memory"] = (memory, memory_of(server))
+            except (RuntimeError, subprocess.CalledProcessError) as error:
+                found = {"error": str(error)[-500:]}
+        lines.append((name, found))
+        console.print(lines[-1])
+    table = Table(
+        "way", "1 connection p50", f"{CONNECTIONS}: requests/s", "p50", "p99", f"rows/s of {ROWS} a request", "fill"
+    )
+    for name, found in lines:
+        if "64" not in found:
+            table.add_row(name, *(f"{found.get(key, '')}"[:40] for key in ("single_ms", "rows_per_second")))
+            continue
+        many, rows = found["64"], found.get("rows")
+        table.add_row(
+            name,
+            f"{found['1']['p50_ms']:.1f} ms",
+            f"{many['per_second']:.0f}",
+            f"{many['p50_ms']:.0f} ms",
+            f"{many['p99_ms']:.0f} ms",
+            f"{rows['per_second'] * ROWS:.0f}" if rows else "",
+            f"{found['fill']:.0%}" if rows else "",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

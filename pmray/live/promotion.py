@@ -55,6 +55,7 @@ class Health:
     problem: str | None = None
     p95_ms: float | None = None
     memory_mb: float | None = None
+    """Of the weights."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,17 @@ def decide(facts: Facts, rules: Rules | None = None) -> Decision:
     'promote'
     """
     rules = rules or Rules()
-    for rule in (_ill_champion, _broken_promise, _challenger):
-        if found := rule(facts, rules):
-            kind, reasons = found
-            return Decision(kind, reasons, {"facts": asdict(facts), "rules": asdict(rules)})
-    return Decision("wait", ["no challenger, and nothing wrong with the champion"], {"facts": asdict(facts)})
+    found = [one for rule in (_ill_champion, _broken_promise, _challenger) if (one := rule(facts, rules))]
+    kind, reasons = min(found, key=lambda one: _ORDER.index(one[0])) if found else _NOTHING
+    return Decision(kind, reasons, {"facts": asdict(facts), "rules": asdict(rules)})
 
 
 Found = tuple[Kind, list[str]] | None
+
+_ORDER: tuple[Kind, ...] = ("roll back", "promote", "reject", "keep", "alert", "wait")
+"""What goes first where several rules have something to say: what changes something, then what people must see."""
+
+_NOTHING: tuple[Kind, list[str]] = ("wait", ["no challenger, and nothing wrong with the champion"])
 
 
 def _ill_champion(facts: Facts, rules: Rules) -> Found:

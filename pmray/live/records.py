@@ -40,7 +40,7 @@ class Prediction:
     input_hash: str
     """See `hash_of`."""
     length: int
-    """Of the input, in characters; of images, bytes of what was sent."""
+    """What the model read: tokens, or pixels / 256."""
     served: bool = True
     """Whether this was the reply; a challenger's shadow prediction was not."""
     words: int | None = None
@@ -97,8 +97,6 @@ class Check:
     time: float
     problem: str | None
     """None where the golden rows gave what they should."""
-    memory_mb: float | None = None
-    """Resident memory of the process that holds the model."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +181,11 @@ def words_of(texts: Iterable[str]) -> int:
     return bits
 
 
-def texts_in(row: Mapping[str, Any]) -> list[str]:
-    """The texts of a row that was sent: its text fields, and fields that are lists of words."""
+def texts_in(row: Mapping[str, Any], roles: Iterable[str]) -> list[str]:
+    """The texts of a row that was sent: of some fields those that are texts, or lists of words; never images."""
     found: list[str] = []
-    for role, value in row.items():
+    for role in roles:
+        value = row.get(role)
         if isinstance(value, str) and role != "image":
             found.append(value)
         elif isinstance(value, list):
@@ -194,9 +193,13 @@ def texts_in(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def length_of(row: Mapping[str, Any]) -> int:
-    """Characters of a row's texts; of an image, those of its base64 text."""
-    return sum(map(len, texts_in(row))) or sum(len(value) for value in row.values() if isinstance(value, str))
+def said_in(answer: Mapping[str, Any]) -> Any:
+    """What an answer of ``task.answer`` says in the form of a label: a label, labels, or tags; else all of it.
+
+    >>> said_in({"label": "spam", "scores": {"spam": 0.9, "ham": 0.1}})
+    'spam'
+    """
+    return next((answer[key] for key in ("label", "labels", "tags") if key in answer), dict(answer))
 
 
 def pack(scores: NDArray[Any] | None) -> bytes | None:

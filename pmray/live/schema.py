@@ -86,6 +86,5 @@ health_checks = Table(
     Column("name", String(255), nullable=False),
     Column("version", String(64), nullable=False),
     Column("problem", Text),
-    Column("memory_mb", Double),
     Index("health_checks_by_time", "name", "time"),
 )

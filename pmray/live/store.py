@@ -60,10 +60,10 @@ class Answered:
     scores: bytes | None
     length: int
     words: int | None
-    latency_ms: float | None
-    label: Any
+    latency_ms: float | None = None
+    label: Any = None
     """None without one."""
-    received: float | None
+    received: float | None = None
     """When its label came."""
 
 
@@ -231,7 +231,7 @@ class Store:
         what = sa.select(health_checks).where(health_checks.c.name == name, health_checks.c.version == version)
         with self._reading() as connection:
             rows = connection.execute(what.order_by(health_checks.c.number.desc()).limit(limit)).all()
-        return [Check(row.name, row.version, row.time, row.problem, row.memory_mb) for row in rows]
+        return [Check(row.name, row.version, row.time, row.problem) for row in rows]
 
     def models(self) -> list[str]:
         """Names of all models that have predictions."""

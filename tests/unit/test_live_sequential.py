@@ -1,5 +1,6 @@
 """Intervals that stay valid under peeking, and decisions from them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -115,9 +116,13 @@ FACTS = Facts("1", "2", difference=BETTER)
         (replace(FACTS, health={"2": Health(3, "golden rows differ")}), "reject", "3 health checks in a row"),
         (replace(FACTS, health={"1": Health(3, "no answer")}, previous="0"), "roll back", "3 health checks"),
         (replace(FACTS, health={"1": Health(2, "no answer")}, previous="0"), "promote", "better"),
-        (replace(FACTS, health={"1": Health(3, "no answer")}), "alert", "failed 3"),
+        (replace(FACTS, health={"1": Health(3, "no answer")}), "promote", "better"),
+        (Facts("1", health={"1": Health(3, "no answer")}), "alert", "failed 3"),
         (Facts("1", previous="0", promised=PROMISED, live=BROKEN), "roll back", "below the promised 0.850"),
         (Facts("1", promised=PROMISED, live=BROKEN), "alert", "below the promised"),
+        (replace(FACTS, promised=PROMISED, live=BROKEN), "promote", "better"),
+        (replace(FACTS, difference=OPEN, promised=PROMISED, live=BROKEN), "alert", "no earlier version"),
+        (replace(FACTS, previous="0", promised=PROMISED, live=BROKEN), "roll back", "below the promised"),
         (Facts("1", previous="0", promised=PROMISED, live=replace(BROKEN, rows=60)), "wait", "nothing wrong"),
         (Facts("1", previous="0", promised=PROMISED, live=replace(BROKEN, high=0.83)), "wait", "nothing wrong"),
         (
@@ -135,7 +140,7 @@ FACTS = Facts("1", "2", difference=BETTER)
 def test_facts_in_decision_out(facts, kind, why):
     found = decide(facts)
     assert found.kind == kind
-    assert any(__import__("re").search(why, reason) for reason in found.reasons), found.reasons
+    assert any(re.search(why, reason) for reason in found.reasons), found.reasons
     assert found.numbers["facts"]["champion"] == "1"
 
 

@@ -163,7 +163,7 @@ def test_decisions_and_checks_are_kept_newest_first(store):
         store.note(Record("tiny", kind, 1.0, "1", "2", ["because"], {"difference": {"low": 0.01}}))
     assert [one.kind for one in store.decisions("tiny")] == ["promote", "keep"]
     assert store.decisions("tiny")[0].numbers == {"difference": {"low": 0.01}}
-    store.check(Check("tiny", "1", 1.0, None, 120.0))
+    store.check(Check("tiny", "1", 1.0, None))
     store.check(Check("tiny", "1", 2.0, "golden rows differ"))
     assert [one.problem for one in store.checks("tiny", "1")] == ["golden rows differ", None]
     assert store.checks("tiny", "2") == []

@@ -64,7 +64,6 @@ def upgrade() -> None:
         sa.Column("name", sa.String(255), nullable=False),
         sa.Column("version", sa.String(64), nullable=False),
         sa.Column("problem", sa.Text),
-        sa.Column("memory_mb", sa.Double),
     )
     op.create_index("health_checks_by_time", "health_checks", ["name", "time"])
 

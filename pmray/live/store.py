@@ -31,6 +31,8 @@ from pmray.live.schema import decisions, health_checks, label_history, labels, p
 
 URL_VARIABLE = "PMRAY_LIVE_URL"
 
+SQLITE = "sqlite:///"
+
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 LOCK = 0x706D726179
@@ -43,9 +45,32 @@ AT_ONCE = 500
 """Ids in one IN list."""
 
 
-def default_url(storage: str | Path = "runs") -> str:
-    """``PMRAY_LIVE_URL``, or an SQLite file in the folder of the runs."""
-    return os.environ.get(URL_VARIABLE) or f"sqlite:///{Path(storage).expanduser().absolute() / 'live.db'}"
+def default_url(registry: str | None) -> str | None:
+    """``PMRAY_LIVE_URL``, or ``live.db`` beside a registry that is an SQLite file, or None.
+
+    >>> default_url("sqlite:////data/runs/registry.db")
+    'sqlite:////data/runs/live.db'
+    """
+    if given := os.environ.get(URL_VARIABLE):
+        return given
+    if registry is None or not registry.startswith(SQLITE):
+        return None
+    return f"{SQLITE}{Path(registry.removeprefix(SQLITE)).expanduser().absolute().with_name('live.db')}"
+
+
+def open_default(url: str | None, registry: str | None) -> Store:
+    """The store of this URL, or the default one.
+
+    Raises:
+        SpecError: There is none.
+    """
+    found = url or default_url(registry)
+    if found is None:
+        raise SpecError(
+            f"where the live store is must be told for a registry that is no SQLite file; set {URL_VARIABLE} to "
+            "postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
+        )
+    return Store(found)
 
 
 @dataclass(frozen=True, slots=True)

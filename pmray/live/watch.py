@@ -19,7 +19,7 @@ from pmray.errors import RegistryError, SpecError
 from pmray.live.promotion import Decision, Rules
 from pmray.live.records import Record
 from pmray.live.status import DAY_S, DAYS, Served, Status, status
-from pmray.live.store import Store, default_url
+from pmray.live.store import Store, default_url, open_default
 from pmray.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 KEEP_DAYS, KEEP_INPUTS_DAYS = 90.0, 30.0
@@ -67,7 +67,7 @@ def watch(
     Args:
         name: Of the registered model.
         registry_uri: MLflow tracking URI.
-        live: URL of the live store; by default ``PMRAY_LIVE_URL``, or the file beside the runs.
+        live: URL of the live store; by default ``PMRAY_LIVE_URL``, or the file beside the registry.
         rules: For decisions.
         days: How far back live scores go.
         keep_days: Predictions and labels are deleted after so many days ...
@@ -93,7 +93,7 @@ def watch(
     challenger = versions.get(CHALLENGER)
     if challenger and challenger.version == versions[CHAMPION].version:
         challenger = None
-    store = Store(live or default_url())
+    store = open_default(live, registry_uri)
     try:
         forgotten = 0
         if not dry_run:
@@ -145,16 +145,22 @@ def carry_out(name: str, decision: Decision, registry_uri: str) -> tuple[str, ..
     return ()
 
 
-def record_promotion(reference: str, alias: str, before: Mapping[str, str], found: registry.Version) -> None:
+def record_promotion(
+    reference: str, registry_uri: str, alias: str, before: Mapping[str, str], found: registry.Version
+) -> None:
     """Write down that a person moved an alias, where there is a live store to write to.
 
     Args:
         reference: What was promoted, as it was named.
+        registry_uri: MLflow tracking URI.
         alias: What it got.
         before: Aliases before.
         found: The version.
     """
-    store = Store(default_url())
+    url = default_url(registry_uri)
+    if url is None:
+        return
+    store = Store(url)
     try:
         store.note(
             Record(

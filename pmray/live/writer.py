@@ -42,11 +42,12 @@ class Writer:
 
     def __init__(self, store: Callable[[], Store], *, at_most: int = AT_MOST) -> None:
         self._open, self._at_most = store, at_most
+        self._come: list[Callable[[], Sequence[Prediction]]] = []
         self.dropped = 0
         """Predictions that were never written."""
         self.failure: str | None = None
         """Why the last attempt failed; None when it did not."""
-        self._waiting: deque[Prediction] = deque()
+        self._waiting: deque[Prediction] = deque()  # the thread's own
         self._feedback: deque[Writing] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -59,14 +60,12 @@ class Writer:
         """Predictions that are not yet written."""
         return len(self._waiting)
 
-    def record(self, new: Sequence[Prediction]) -> None:
-        """Take predictions and return at once."""
+    def record(self, make: Callable[[], Sequence[Prediction]]) -> None:
+        """Take predictions and return at once; the thread makes them, as hashing and redaction take their time."""
         with self._changed:
-            self._waiting.extend(new)
-            while len(self._waiting) > self._at_most:
-                self._waiting.popleft()
-                self.dropped += 1
-            self._changed.notify()
+            if not self._come:
+                self._changed.notify()
+            self._come.append(make)
 
     def feedback(self, labels: Sequence[Feedback]) -> Future[list[Received]]:
         """Take labels; the future is done when they are on disk, and raises ``LiveStoreError`` where they are not."""
@@ -90,14 +89,18 @@ class Writer:
         pause = RETRY_S[0]
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._feedback or self._closing)
+                self._changed.wait_for(lambda: self._come or self._waiting or self._feedback or self._closing)
                 if not self._feedback and not self._closing:
                     self._changed.wait_for(lambda: self._feedback or self._closing, GATHER_S)
-                new = list(islice(self._waiting, BATCH))
+                come, self._come = self._come, []
                 feedback = [*self._feedback]
                 self._feedback.clear()
-                if not new and not feedback:  # closing
+            self._make(come)
+            new = list(islice(self._waiting, BATCH))
+            if not new and not feedback:
+                if self._closing:
                     break
+                continue
             if self._write(new, feedback):
                 pause = RETRY_S[0]
                 continue
@@ -137,13 +140,21 @@ class Writer:
             done.set_result(list(islice(received, len(some))))
         return True
 
+    def _make(self, come: Sequence[Callable[[], Sequence[Prediction]]]) -> None:
+        for make in come:
+            try:
+                self._waiting.extend(make())
+            except Exception:
+                log.exception("predictions could not be recorded")
+                self.dropped += 1
+        while len(self._waiting) > self._at_most:
+            self._waiting.popleft()
+            self.dropped += 1
+
     def _forget(self, new: Sequence[Prediction], *, dropped: bool = False) -> None:
-        with self._changed:
-            # Some of them may have been dropped meanwhile, as the oldest.
-            done = set(map(id, new))
-            while self._waiting and id(self._waiting[0]) in done:
-                self._waiting.popleft()
-                self.dropped += dropped
+        for _ in new:
+            self._waiting.popleft()
+            self.dropped += dropped
 
 
 def _refuse(feedback: Iterable[Writing], why: str) -> None:

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from pmray.errors import LiveStoreError, SpecError
 from pmray.live.records import Check, Feedback, Prediction, Record, unpack
 from pmray.live.schema import metadata
-from pmray.live.store import Store, default_url
+from pmray.live.store import Store, default_url, open_default
 from pmray.live.writer import Writer
 from tests.databases import PostgreSQL
 from tests.live import feedback, labels_of, scores_of, traffic
@@ -182,9 +182,11 @@ def test_a_url_that_cannot_be_used_is_one_clear_error(tmp_path, monkeypatch):
     with pytest.raises(LiveStoreError, match="not a database"):
         Store(f"sqlite:///{tmp_path}/file")
     monkeypatch.setenv("PMRAY_LIVE_URL", "postgresql://h/d")
-    assert default_url() == "postgresql://h/d"
+    assert default_url(None) == "postgresql://h/d"
     monkeypatch.delenv("PMRAY_LIVE_URL")
-    assert default_url(tmp_path) == f"sqlite:///{tmp_path}/live.db"
+    assert default_url(f"sqlite:///{tmp_path}/registry.db") == f"sqlite:///{tmp_path}/live.db"
+    with pytest.raises(SpecError, match="where the live store is must be told"):
+        open_default(None, "http://mlflow:5000")
 
 
 def test_a_store_that_goes_and_comes_back_is_used_again(postgresql):
@@ -204,7 +206,7 @@ def test_a_store_that_goes_and_comes_back_is_used_again(postgresql):
 def test_the_writer_acknowledges_what_is_on_disk(url):
     writer = Writer(lambda: Store(url))
     scores = scores_of(50)
-    writer.record(traffic(scores))
+    writer.record(lambda: traffic(scores))
     told = writer.feedback(feedback(labels_of(scores))).result(timeout=30)
     # Read by another connection, before the writer has closed anything.
     assert len(told) == 50
@@ -223,7 +225,7 @@ def test_the_writer_waits_for_a_store_and_refuses_labels_meanwhile(tmp_path):
         return Store(f"sqlite:///{tmp_path}/live.db")
 
     writer = Writer(opened, at_most=30)
-    writer.record(traffic(scores_of(50)))
+    writer.record(lambda: traffic(scores_of(50)))
     with pytest.raises(LiveStoreError, match="not there yet"):
         writer.feedback(feedback(["positive"])).result(timeout=30)
     assert (writer.waiting, writer.dropped, writer.failure) == (30, 20, "not there yet")
@@ -239,10 +241,10 @@ def test_the_writer_waits_for_a_store_and_refuses_labels_meanwhile(tmp_path):
 
 def test_a_prediction_that_no_database_takes_does_not_stop_the_others(postgresql):
     writer = Writer(lambda: Store(postgresql.url))
-    writer.record(traffic(scores_of(1), name="x" * 300))  # longer than its column
+    writer.record(lambda: traffic(scores_of(1), name="x" * 300))  # longer than its column
     with pytest.raises(LiveStoreError):
         writer.feedback(feedback(["positive"])).result(timeout=30)
-    writer.record(traffic(scores_of(1), name="poison"))
+    writer.record(lambda: traffic(scores_of(1), name="poison"))
     writer.close()
     assert writer.dropped == 1
     assert len(Store(postgresql.url).answered("poison", 0)) == 1

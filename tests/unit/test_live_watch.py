@@ -138,7 +138,8 @@ def test_an_ill_champion_is_rolled_back_and_not_returned_to(place):
 
 
 def test_a_broken_promise_without_a_way_back_is_an_alert_that_the_webhook_gets(place):
-    _, store = place
+    uri, store = place
+    registry.withdraw("tiny", "challenger", uri)
     received = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -185,7 +186,7 @@ def test_a_promotion_by_hand_is_written_down(place, tmp_path, monkeypatch):
     uri, store = place
     monkeypatch.setenv("PMRAY_LIVE_URL", str(store.url))
     before = registry.aliases("tiny", uri)
-    watching.record_promotion("tiny/1", "champion", before, registry.promote("tiny/1", uri))
+    watching.record_promotion("tiny/1", uri, "champion", before, registry.promote("tiny/1", uri))
     (record,) = store.decisions("tiny")
     assert (record.kind, record.champion, record.challenger) == ("promote", "2", "1")
     assert registry.aliases("tiny", uri)["previous"] == "2"
@@ -216,7 +217,9 @@ def test_drift_is_measured_against_validation_rows_of_the_bundle(place, bundles)
 def test_the_page_shows_it_all_and_nothing_that_was_sent_as_code(place, bundles):
     _, store = place
     fill(store)
-    champion, challenger = (Served(version, open_bundle(folder)) for version, folder in zip("23", bundles[1:]))
+    champion, challenger = (
+        Served(version, open_bundle(folder)) for version, folder in zip("23", bundles[1:], strict=True)
+    )
     found = status(store, champion, name="tiny", now=time.time() + 1, challenger=challenger)
     facts = {"name": "<script>alert(1)</script>", "version": "2", "settings": champion.bundle.settings}
     page = render(found, facts=facts, example='{"text": "a & b"}', serving={"fill": "80 %"}, nonce="n0nce")
@@ -234,13 +237,8 @@ def test_a_model_that_nobody_has_asked_has_a_status_too(place, bundles):
     _, store = place
     found = status(store, Served("2", open_bundle(bundles[1])), name="tiny", now=time.time())
     assert (found.counts.predictions, found.score, found.windows, found.alerts) == (0, None, [], [])
-    assert "too few labels" in render(
-        found,
-        facts={"name": "t", "version": "2", "settings": {"task": TASK.to_json()}},
-        example="",
-        serving={},
-        nonce="",
-    )
+    facts = {"name": "t", "version": "2", "settings": {"task": TASK.to_json()}}
+    assert "too few labels" in render(found, facts=facts, example="", serving={}, nonce="")
 
 
 def test_gates_and_rules_can_be_set(place):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnknownName,
     )
     from pmray.evaluation import Evaluation, evaluate
+    from pmray.live.watch import Round, watch
     from pmray.planning import Plan, plan
     from pmray.pretraining import Adapted, pretrain
     from pmray.registry import promote
@@ -47,6 +48,7 @@ _HOME = {
     ),
     **dict.fromkeys(("Compared", "compare"), "comparison"),
     **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Round", "watch"), "live.watch"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
@@ -77,6 +79,7 @@ __all__ = [
     "Recipe",
     "RegistryError",
     "Resources",
+    "Round",
     "Search",
     "Serve",
     "Spec",
@@ -97,6 +100,7 @@ __all__ = [
     "rank",
     "spec_from",
     "sweep",
+    "watch",
 ]
 
 

@@ -39,6 +39,11 @@ class Version:
         return f"{self.name} version {self.version}"
 
 
+def default_uri() -> str:
+    """An SQLite file in the folder ``runs``."""
+    return f"sqlite:///{Path('runs').absolute() / 'registry.db'}"
+
+
 def register(
     bundle: Bundle, uri: str, *, metrics: Mapping[str, float], params: Mapping[str, Any], alias: str = CHAMPION
 ) -> Version:

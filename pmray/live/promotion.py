@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from pmray.errors import SpecError, UnknownName
 from pmray.live.sequential import Anytime
 from pmray.scoring.intervals import Interval
 
@@ -88,6 +89,27 @@ class Decision:
     better; ``roll back`` to the version before; ``alert`` people, as nothing can be rolled back to; or ``wait``."""
     reasons: Sequence[str]
     numbers: Mapping[str, Any]
+
+
+def rules_from(changes: Mapping[str, Any]) -> Rules:
+    """The default rules with some of them changed.
+
+    Raises:
+        SpecError: There is no such rule, or its value makes no sense.
+
+    >>> rules_from({"min_labels": 500}).min_labels
+    500
+    """
+    known = {one.name: one.type for one in fields(Rules)}
+    for name, value in changes.items():
+        if name not in known:
+            raise UnknownName("rule", name, known)
+        whole = known[name] == "int"
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < 0:
+            raise SpecError(f"rule {name} must be a {'whole ' if whole else ''}number, not negative, but is {value!r}")
+    if not 0 < changes.get("level", Rules.level) < 1:
+        raise SpecError(f"rule level must be between 0 and 1, such as 0.95, but is {changes['level']!r}")
+    return Rules(**changes)
 
 
 def decide(facts: Facts, rules: Rules | None = None) -> Decision:

@@ -73,6 +73,11 @@ def open_default(url: str | None, registry: str | None) -> Store:
     return Store(found)
 
 
+def exists(url: str) -> bool:
+    """Whether there is such a store; True where only a connection could tell."""
+    return not url.startswith(SQLITE) or Path(url.removeprefix(SQLITE)).is_file()
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """A prediction, and its label where that has come."""

@@ -6,8 +6,9 @@ Endpoint, registry and rounds agree through the registry's aliases: a round move
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +16,14 @@ import httpx
 
 from pmray import registry
 from pmray.bundle import open_bundle
-from pmray.errors import RegistryError, SpecError
-from pmray.live.promotion import Decision, Rules
+from pmray.errors import LiveStoreError, RegistryError, SpecError
+from pmray.live.promotion import Decision, Rules, rules_from
 from pmray.live.records import Record
 from pmray.live.status import DAY_S, DAYS, Served, Status, status
-from pmray.live.store import Store, default_url, open_default
+from pmray.live.store import Store, default_url, exists, open_default
 from pmray.registry import CHALLENGER, CHAMPION, PREVIOUS
+
+log = logging.getLogger(__name__)
 
 KEEP_DAYS, KEEP_INPUTS_DAYS = 90.0, 30.0
 
@@ -51,9 +54,9 @@ class Round:
 def watch(
     name: str,
     *,
-    registry_uri: str,
+    registry_uri: str | None = None,
     live: str | None = None,
-    rules: Rules | None = None,
+    rules: Rules | Mapping[str, Any] | None = None,
     days: float = DAYS,
     keep_days: float = KEEP_DAYS,
     keep_inputs_days: float = KEEP_INPUTS_DAYS,
@@ -66,9 +69,9 @@ def watch(
 
     Args:
         name: Of the registered model.
-        registry_uri: MLflow tracking URI.
+        registry_uri: MLflow tracking URI; by default the file in ``runs``.
         live: URL of the live store; by default ``PMRAY_LIVE_URL``, or the file beside the registry.
-        rules: For decisions.
+        rules: For decisions; or changes to the default ones, such as ``{"min_labels": 500}``.
         days: How far back live scores go.
         keep_days: Predictions and labels are deleted after so many days ...
         keep_inputs_days: ... and inputs, where they were kept, after so many.
@@ -82,6 +85,9 @@ def watch(
     """
     if keep_days <= 0 or keep_inputs_days < 0:
         raise SpecError(f"days to keep must be positive, but got {keep_days:g} and {keep_inputs_days:g}")
+    registry_uri = registry_uri or registry.default_uri()
+    if not isinstance(rules, Rules):
+        rules = rules_from(rules or {})
     now = time.time()
     versions = {
         alias: served(f"{name}@{alias}", registry_uri)
@@ -145,36 +151,42 @@ def carry_out(name: str, decision: Decision, registry_uri: str) -> tuple[str, ..
     return ()
 
 
-def record_promotion(
-    reference: str, registry_uri: str, alias: str, before: Mapping[str, str], found: registry.Version
-) -> None:
-    """Write down that a person moved an alias, where there is a live store to write to.
+def rounds(name: str, *, every: float | None = None, **options: Any) -> Iterator[Round]:
+    """Rounds of ``watch`` with these options: one, or one every so many seconds until somebody stops asking.
 
-    Args:
-        reference: What was promoted, as it was named.
-        registry_uri: MLflow tracking URI.
-        alias: What it got.
-        before: Aliases before.
-        found: The version.
+    A round that fails because store or registry are away is told and tried again at the next; the first one must work.
     """
+    yield watch(name, **options)
+    while every is not None:
+        time.sleep(every)
+        try:
+            yield watch(name, **options)
+        except (LiveStoreError, RegistryError) as error:
+            log.warning("a round was left out: %s", error)
+
+
+def promote_by_hand(reference: str, registry_uri: str, *, alias: str = CHAMPION) -> registry.Version:
+    """As ``registry.promote``; and write it down among the decisions, where there is a live store.
+
+    Raises:
+        RegistryError: There is no such version, or its bundle is not whole.
+        LiveStoreError: The store cannot be reached; then nothing was promoted.
+    """
+    version = registry.find(reference, registry_uri)
+    before = registry.aliases(version.name, registry_uri)
     url = default_url(registry_uri)
-    if url is None:
-        return
+    if url is None or not exists(url):
+        return registry.promote(reference, registry_uri, alias=alias)
     store = Store(url)
     try:
-        store.note(
-            Record(
-                name=found.name,
-                kind="promote",
-                time=time.time(),
-                champion=before.get(CHAMPION),
-                challenger=found.version,
-                reasons=[f"by hand: {reference} became {alias}"],
-                numbers={"alias": alias, "before": dict(before)},
-            )
-        )
+        found = registry.promote(reference, registry_uri, alias=alias)
+        reasons = [f"by hand: version {found.version} became {alias}"]
+        numbers = {"alias": alias, "before": before}
+        kind = "promote" if alias == CHAMPION else f"{alias} by hand"
+        store.note(Record(found.name, kind, time.time(), before.get(CHAMPION), found.version, reasons, numbers))
     finally:
         store.close()
+    return found
 
 
 def _write_down(store: Store, found: Status) -> None:

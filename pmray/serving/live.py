@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Protocol
@@ -24,21 +24,20 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from starlette.responses import Response
 
-from pmray.bundle import Bundle
 from pmray.errors import LiveStoreError, PmrayError
 from pmray.live.page import render
 from pmray.live.records import ID, Check, Feedback, hash_of, said_in, texts_in, words_of
 from pmray.live.records import Prediction as Kept
 from pmray.live.redaction import redact_row
 from pmray.live.score import label_problem
-from pmray.live.status import DAYS, Served, Status, status
+from pmray.live.status import Served, Status, status
 from pmray.live.store import Store
 from pmray.live.writer import Writer
 from pmray.serving.batching import Busy
 from pmray.serving.bodies import json_response, read_json
 from pmray.serving.recording import Prediction
 from pmray.serving.schemas import ERROR, REFUSALS
-from pmray.serving.service import Answered
+from pmray.serving.service import Service
 from pmray.spec import Live
 from pmray.tasks.base import Task
 
@@ -51,34 +50,23 @@ FUTURE_S = 86_400.0
 SHADOWS = 8
 """Requests that a challenger may be answering at once; more are not shadowed."""
 
+NO_STORE = "this endpoint keeps no live score; serve a model with a registry, or set PMRAY_LIVE_URL"
+
 log = logging.getLogger("ray.serve")
-
-
-class Model(Protocol):
-    """A version that the endpoint serves; ``serving.service.Service`` is one."""
-
-    name: str
-    version: str
-    bundle: Bundle
-    task: Task
-
-    async def predict(self, rows: Sequence[Any]) -> Answered:
-        """Answer every row."""
-        ...
 
 
 class Models(Protocol):
     """What is asked of the endpoint."""
 
-    def champion(self, name: str | None) -> Model | None:
+    def champion(self, name: str | None) -> Service | None:
         """The version that answers under a name, or the default model; None where it is not open."""
         ...
 
-    def challenger(self, name: str) -> Model | None:
+    def challenger(self, name: str) -> Service | None:
         """The version that is compared with it; None where there is none."""
         ...
 
-    async def problem(self, model: Model) -> str | None:
+    async def problem(self, service: Service) -> str | None:
         """Run a version's golden rows; None when all is as it was at export."""
         ...
 
@@ -118,7 +106,7 @@ class Scorekeeper:
         """Begin to check the served versions; call it in the event loop."""
         self._checking = asyncio.create_task(self._check())
 
-    def routed(self, model: Model) -> Model:
+    def routed(self, model: Service) -> Service:
         """Who answers a request: the model itself, or by the weight of the canary its challenger."""
         if not self.settings.canary or random.random() >= self.settings.canary:
             return model
@@ -176,13 +164,16 @@ class Scorekeeper:
                 self.seen[model.name] = await asyncio.to_thread(self._status, model, challenger)
             return self.seen[model.name]
 
-    def _status(self, model: Model, challenger: Model | None) -> Status:
+    def _status(self, model: Service, challenger: Service | None) -> Status:
         sides = [Served(one.version, one.bundle) if one else None for one in (model, challenger)]
         champion, other = sides
         assert champion is not None
         return status(
             self._opened(), champion, name=model.name, now=time.time(), challenger=other, days=self.settings.days
         )
+
+    def _note(self, check: Check) -> None:
+        self._opened().check(check)
 
     def _opened(self) -> Store:
         self._store = self._store or Store(self.url)
@@ -206,7 +197,7 @@ class Scorekeeper:
             inputs=redact_row(one.row) if self.settings.keep_inputs and served else None,
         )
 
-    async def _shadow(self, other: Model, chosen: Sequence[Prediction]) -> None:
+    async def _shadow(self, other: Service, chosen: Sequence[Prediction]) -> None:
         try:
             answered = await other.predict([one.row for one in chosen])
         except Busy:
@@ -232,9 +223,9 @@ class Scorekeeper:
                     continue
                 check = Check(one.name, one.version, time.time(), await self.models.problem(one))
                 with suppress(PmrayError):  # the writer has already said that the store is away
-                    await asyncio.to_thread(lambda check=check: self._opened().check(check))
+                    await asyncio.to_thread(self._note, check)
             with suppress(PmrayError):
-                await self.status(None)
+                await self.status(None, fresh_s=min(FRESH_S, self.settings.check_s))
 
 
 class _Gauges:
@@ -384,11 +375,11 @@ def plain_router(models: Models) -> APIRouter:
     @router.post("/v1/feedback", include_in_schema=False)
     @router.get("/v1/live", include_in_schema=False)
     async def none() -> Response:
-        raise HTTPException(404, "this endpoint keeps no live score; serve a model by its name, or set PMRAY_LIVE_URL")
+        raise HTTPException(404, NO_STORE)
 
     @router.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
-        return shown(models, None, "No live store: the model was not served by its name, and PMRAY_LIVE_URL is not set.")
+        return shown(models, None, NO_STORE)
 
     return router
 
@@ -442,5 +433,3 @@ def _seconds(given: Any) -> float | None:
     with suppress(ValueError, TypeError, OverflowError):
         return datetime.fromisoformat(given).timestamp()
     return None
-
-

@@ -13,14 +13,13 @@ import pytest
 from pmray import registry
 from pmray.bundle import open_bundle
 from pmray.errors import RegistryError, SpecError
-from pmray.live import watch as watching
 from pmray.live.page import render
 from pmray.live.promotion import Rules
 from pmray.live.records import Check
 from pmray.live.reference import reference_table
 from pmray.live.status import Served, status
 from pmray.live.store import Store
-from pmray.live.watch import watch
+from pmray.live.watch import promote_by_hand, watch
 from tests.live import LABELS, TASK, feedback, labels_of, scores_of, traffic
 from tests.tiny import tiny_bundle, tiny_rows
 
@@ -185,8 +184,7 @@ def test_a_model_that_is_not_there_is_one_clear_error(place):
 def test_a_promotion_by_hand_is_written_down(place, tmp_path, monkeypatch):
     uri, store = place
     monkeypatch.setenv("PMRAY_LIVE_URL", str(store.url))
-    before = registry.aliases("tiny", uri)
-    watching.record_promotion("tiny/1", uri, "champion", before, registry.promote("tiny/1", uri))
+    assert promote_by_hand("tiny/1", uri).version == "1"
     (record,) = store.decisions("tiny")
     assert (record.kind, record.champion, record.challenger) == ("promote", "2", "1")
     assert registry.aliases("tiny", uri)["previous"] == "2"

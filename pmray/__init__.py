@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnknownName,
     )
     from pmray.evaluation import Evaluation, evaluate
+    from pmray.live.watch import Round, watch
     from pmray.planning import Plan, plan
     from pmray.pretraining import Adapted, pretrain
     from pmray.registry import promote
@@ -49,6 +50,7 @@ _HOME = {
     "Client": "client",
     **dict.fromkeys(("Compared", "compare"), "comparison"),
     **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Round", "watch"), "live.watch"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
@@ -80,6 +82,7 @@ __all__ = [
     "Recipe",
     "RegistryError",
     "Resources",
+    "Round",
     "Search",
     "Serve",
     "Spec",
@@ -100,6 +103,7 @@ __all__ = [
     "rank",
     "spec_from",
     "sweep",
+    "watch",
 ]
 
 

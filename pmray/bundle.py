@@ -1,7 +1,8 @@
 """The exported model: a plain ``save_pretrained`` folder that ``transformers`` opens alone, and what pmray adds.
 
 ``pmray.json`` holds the task, thresholds, the promised score and where the model came from; ``golden.parquet`` a few
-rows with their expected score vectors, for health checks; ``README.md`` the model card. Loading never unpickles and
+rows with their expected score vectors, for health checks; ``reference.parquet`` what the model said of validation rows,
+which live traffic is compared with; ``README.md`` the model card. Loading never unpickles and
 never runs code that comes with a model.
 """
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 SETTINGS = "pmray.json"
 GOLDEN = "golden.parquet"
 GOLDEN_ROWS = 16
+REFERENCE = "reference.parquet"
+REFERENCE_ROWS = 500
+"""Validation rows whose answers are kept; enough to see a change of a tenth, and no text is among them."""
 GOLDEN_TOLERANCE = 0.01
 """Largest difference of a probability from the expected one; other hardware rounds differently, a wrong model more."""
 
@@ -62,6 +66,12 @@ class Bundle:
     def golden(self) -> pa.Table:
         """Rows with their expected score vectors, in column ``scores``."""
         return pq.read_table(self.folder / GOLDEN)
+
+    def reference(self) -> pa.Table | None:
+        """Of some validation rows ``length``, ``words``, ``prediction`` (JSON) and ``scores`` (bytes), as
+        ``pmray.live`` keeps them; None in bundles that were exported before there was such a file.
+        """
+        return pq.read_table(self.folder / REFERENCE) if (self.folder / REFERENCE).is_file() else None
 
 
 def open_bundle(folder: str | Path) -> Bundle:

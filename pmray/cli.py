@@ -377,12 +377,67 @@ def promote(
     as_json: AsJson = False,
 ) -> Answer:
     """Make a registered version the champion."""
-    from pmray.registry import promote as promote_version
+    from pmray.live.watch import promote_by_hand
     from pmray.report.console import key_values
 
-    found = promote_version(reference, _registry(registry), alias=alias)
+    found = promote_by_hand(reference, _registry(registry), alias=alias)
     shown = {"name": found.name, "version": found.version, "aliases": list(found.aliases), "folder": str(found.folder)}
     return shown, lambda console: console.print(key_values("", shown))
+
+
+@app.command()
+@_answering
+def watch(
+    name: Annotated[str, typer.Argument(help="Name of the registered model.", metavar="NAME")],
+    every: Annotated[
+        float | None, typer.Option(min=1, help="Seconds from round to round, until Ctrl-C. Default: one round.")
+    ] = None,
+    live: Annotated[
+        str | None,
+        typer.Option(help="The live store. Default: PMRAY_LIVE_URL, or live.db beside the registry.", metavar="URL"),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="Change a rule, such as min_labels=500. May be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    days: Annotated[float, typer.Option(min=0.01, help="How far back live scores go.")] = 7.0,
+    keep_days: Annotated[float, typer.Option(min=0.01, help="Older predictions and labels are deleted.")] = 90.0,
+    keep_inputs_days: Annotated[float, typer.Option(min=0, help="Older inputs, where they are kept, too.")] = 30.0,
+    webhook: Annotated[
+        str | None, typer.Option(help="Gets a JSON document when there is a decision or an alert.", metavar="URL")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but change nothing.")] = False,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> Answer:
+    """Score a served model on labels that came; promote its challenger, reject it, or roll back; write it down."""
+    from pmray.live.console import round_table, told
+    from pmray.live.promotion import rules_from
+    from pmray.live.watch import rounds
+    from pmray.report.console import people
+
+    rules, console = rules_from(_pairs(rule, "--rule")), people()
+    uri = _registry(registry)
+    found = None
+    with suppress(KeyboardInterrupt):
+        for found in rounds(
+            name,
+            every=every,
+            registry_uri=uri,
+            live=live,
+            rules=rules,
+            days=days,
+            keep_days=keep_days,
+            keep_inputs_days=keep_inputs_days,
+            webhook=webhook,
+            dry_run=dry_run,
+        ):
+            if every:
+                console.print(told(found))
+    if found is None:
+        raise KeyboardInterrupt
+    last = found
+    return last.to_json(), lambda console: console.print(round_table(last))
 
 
 @app.command()
@@ -545,7 +600,9 @@ def _listed(given: str | None) -> list[str] | None:
 
 
 def _registry(uri: str | None) -> str:
-    return uri or f"sqlite:///{Path(DEFAULT_STORAGE).absolute() / 'registry.db'}"
+    from pmray.registry import default_uri
+
+    return uri or default_uri()
 
 
 def _plain(value: object) -> object:

@@ -12,6 +12,7 @@
   x RegistryError           a registered model or alias does not exist, or the registry cannot be reached
   x ClusterError            the Ray cluster cannot do what the plan asks
   x EndpointError           a served model refused, or cannot be reached
+  x LiveStoreError          predictions and labels cannot be kept or read
   x NoVerdict               the run ended, but nothing can be decided from its outcomes
 
 Messages follow one pattern: what was asked, what was found, what to do.
@@ -107,6 +108,10 @@ class ClusterError(PmrayError):
 
 class EndpointError(PmrayError):
     """A served model refused the request, or cannot be reached."""
+
+
+class LiveStoreError(PmrayError):
+    """The store of predictions and labels cannot be reached, or holds what this version cannot read."""
 
 
 class NoVerdict(PmrayError):

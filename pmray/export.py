@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pmray.bundle import GOLDEN_ROWS, SETTINGS, Bundle, open_bundle, write_settings
+from pmray.bundle import GOLDEN_ROWS, REFERENCE, REFERENCE_ROWS, SETTINGS, Bundle, open_bundle, write_settings
 from pmray.data.encode import encode_table, read_arrow
+from pmray.live.reference import reference_table
 from pmray.preparation import Prepared
 from pmray.report.card import model_card
 from pmray.run import Run, environment
@@ -86,20 +88,29 @@ def export(
         "pmray_version": environment()["versions"]["pmray"],
     }
     (partial / SETTINGS).write_text(json.dumps(settings, default=float))
-    write_settings(partial, settings, _golden(prepared, open_bundle(partial)), model_card(settings, verdict))
+    bundle = open_bundle(partial)
+    golden, reference = _samples(prepared, bundle)
+    pq.write_table(reference, partial / REFERENCE)
+    write_settings(partial, settings, golden, model_card(settings, verdict))
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(folder)
     return folder
 
 
-def _golden(prepared: Prepared, bundle: Bundle) -> pa.Table:
-    """A few validation rows over all lengths, with the score vectors that the exported weights give."""
+def _samples(prepared: Prepared, bundle: Bundle) -> tuple[pa.Table, pa.Table]:
+    """Golden rows, which are a few validation rows over all lengths with the score vectors that the exported weights
+    give; and the reference, which is what those say of more of them.
+    """
     table = read_arrow(prepared.cache / f"data-{prepared.dataset.key}" / "validation.arrow")
     model, processor = bundle.open_model()
+    some = np.linspace(0, len(table) - 1, min(REFERENCE_ROWS, len(table))).astype(int)
+    table = table.take(pa.array(some))
     encoded = encode_table(bundle.task, table, processor, bundle.max_length)
+    scores = predict(model, bundle.task, encoded)
     spread = np.linspace(0, len(table) - 1, min(GOLDEN_ROWS, len(table))).astype(int)
-    chosen = pa.array(np.argsort(encoded.lengths, kind="stable")[spread])
-    rows = replace(encoded, table=encoded.table.take(chosen), lengths=encoded.lengths[chosen])
+    chosen = np.argsort(encoded.lengths, kind="stable")[spread]
     roles = [role for role in table.column_names if role not in ("label", "group")]
-    return table.select(roles).take(chosen).append_column("scores", score_column(predict(model, bundle.task, rows)))
+    golden = table.select(roles).take(pa.array(chosen)).append_column("scores", score_column(scores[chosen]))
+    rows = [bundle.task.sent(row) for row in table.select(roles).to_pylist()]
+    return golden, reference_table(bundle.task, rows, scores, encoded.lengths)

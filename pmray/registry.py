@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 """Alias of the version that is served."""
 
+CHALLENGER = "challenger"
+"""Alias of a version that answers the same rows unseen, to be compared."""
+
+PREVIOUS = "previous"
+"""Alias of the version that was champion before, for going back."""
+
 
 @dataclass(frozen=True)
 class Version:
@@ -31,6 +37,11 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
+
+
+def default_uri() -> str:
+    """An SQLite file in the folder ``runs``."""
+    return f"sqlite:///{Path('runs').absolute() / 'registry.db'}"
 
 
 def register(
@@ -111,7 +122,7 @@ def find(reference: str, uri: str) -> Version:
 
 
 def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
-    """Give a version the alias; whoever had it loses it.
+    """Give a version the alias; whoever had it loses it. A champion that loses it becomes ``previous``.
 
     Args:
         reference: ``name/version`` or ``name@other-alias``.
@@ -123,8 +134,37 @@ def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
     """
     version = find(reference, uri)
     open_bundle(version.folder)
-    _client(uri).set_registered_model_alias(version.name, alias, version.version)
+    client = _client(uri)
+    before = _aliases(client, version.name).get(alias)
+    if alias == CHAMPION and before not in (None, version.version):
+        client.set_registered_model_alias(version.name, PREVIOUS, before)
+    client.set_registered_model_alias(version.name, alias, version.version)
     return Version(version.name, version.version, version.folder, tuple(sorted({*version.aliases, alias})))
+
+
+def aliases(name: str, uri: str) -> dict[str, str]:
+    """Alias -> version of a registered model.
+
+    Raises:
+        RegistryError: There is no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _aliases(_client(uri), name)
+    except MlflowException as error:
+        raise RegistryError(f"{name} is no model in {uri} ({error.message})") from None
+
+
+def withdraw(name: str, alias: str, uri: str) -> None:
+    """Take an alias away from whoever has it."""
+    client = _client(uri)
+    if alias in _aliases(client, name):
+        client.delete_registered_model_alias(name, alias)
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
 def _client(uri: str) -> MlflowClient:

@@ -454,6 +454,25 @@ class Decide(Section):
     """Bootstrap draws."""
 
 
+class Live(Section):
+    """What an endpoint keeps of predictions, and how it tries a challenger."""
+
+    on: bool = True
+    """Whether predictions and labels are kept."""
+    store: str | None = None
+    """``sqlite:///FILE`` or ``postgresql://…``; by default ``PMRAY_LIVE_URL``, or ``live.db`` beside the registry."""
+    keep_inputs: bool = False
+    """Keep the rows themselves too, with e-mail addresses, phone, card, account and national numbers taken out."""
+    days: float = Field(default=7.0, gt=0)
+    """How far back scores and charts go."""
+    shadow: float = Field(default=1.0, ge=0, le=1)
+    """Share of the rows that a challenger answers too, unseen; none while requests wait."""
+    canary: float = Field(default=0.0, ge=0, le=1)
+    """Share of the requests that the challenger answers for real."""
+    check_s: float = Field(default=60.0, gt=0)
+    """Between two runs of the golden rows, whose outcomes are kept."""
+
+
 class Serve(Section):
     """The endpoint."""
 
@@ -490,6 +509,7 @@ class Serve(Section):
     """Models that one process holds where several are served; the one used longest ago makes room."""
     follow_s: float | None = Field(default=10.0, gt=0)
     """Between two looks at the registry; a model that is served by its name follows the alias. None: never."""
+    live: Live = Live()
 
 
 class Spec(Section):

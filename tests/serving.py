@@ -42,6 +42,9 @@ class OneModel:
     async def named(self, name):
         return self.default if name == "tiny" else None
 
+    def routed(self, service):
+        return service
+
     async def health(self):
         return self.scorer.health()
 

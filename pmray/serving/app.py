@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,13 +32,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pmray.bundle import GOLDEN_TOLERANCE, open_bundle
 from pmray.distributed.cluster import connected
-from pmray.errors import EndpointError, PmrayError, SpecError
+from pmray.errors import EndpointError, PmrayError, RegistryError, SpecError
+from pmray.live.store import URL_VARIABLE, default_url
 from pmray.predictors import resolve
+from pmray.registry import CHALLENGER
 from pmray.serving import haproxy
 from pmray.serving.batching import Batcher
 from pmray.serving.guard import Limits
 from pmray.serving.http import build_http
 from pmray.serving.keys import KEYS, Keys
+from pmray.serving.live import Scorekeeper, build_router, plain_router
 from pmray.serving.metrics import ServingMetrics
 from pmray.serving.precision import open_weights
 from pmray.serving.recording import Recorder
@@ -47,6 +50,9 @@ from pmray.serving.service import Service
 from pmray.spec import Section, Serve
 
 START_TIMEOUT_S = 180
+
+SHADOW_WAIT_S = 0.1
+"""A challenger answers nothing unseen while requests would wait longer than this."""
 
 ATTEMPTS = 3
 """Times that a batch is tried when a process of the model is lost under it."""
@@ -152,8 +158,12 @@ class Ingress:
         self.opening = asyncio.Lock()
         self.local: dict[str, Weights] = {}
         self.thread = ThreadPoolExecutor(1)
-        self.recorder: Recorder | None = None
-        self.routers: Sequence[APIRouter] = ()
+        self.challengers: dict[str, Service] = {}
+        """Name of a model -> the version that is compared with the one that is served."""
+        self.keeper = self._scorekeeper()
+        self.recorder: Recorder | None = self.keeper
+        router = build_router(self.keeper, self, max_rows=self.settings.max_rows) if self.keeper else plain_router(self)
+        self.routers: Sequence[APIRouter] = (router,)
         self.following: asyncio.Task[None] | None = None
         self.http: ASGIApp | None = None
         if model is None:
@@ -190,9 +200,32 @@ class Ingress:
                     await self._open(self.known[name])
         return self.services[name]
 
+    def champion(self, name: str | None) -> Service | None:
+        """The version that answers under a name, or the default model."""
+        return self.services.get(self.first if name is None else name)
+
+    def challenger(self, name: str) -> Service | None:
+        """The version that is compared with it; None where there is none."""
+        return self.challengers.get(name)
+
+    def routed(self, service: Service) -> Service:
+        """Who answers a request to a model: itself, or by the canary's weight its challenger."""
+        return self.keeper.routed(service) if self.keeper else service
+
+    def busy(self) -> bool:
+        """Whether requests wait for the model, so that nobody answers unseen."""
+        return self.default.batcher.expected_wait() > SHADOW_WAIT_S
+
+    def told(self) -> Mapping[str, str]:
+        """Latency and batch fill, in words."""
+        return self.metrics.told()
+
     async def health(self) -> str | None:
         """Run the golden rows of the default model; None when all is as it was at export, else what differs."""
-        service = self.default
+        return await self.problem(self.default)
+
+    async def problem(self, service: Service) -> str | None:
+        """Run the golden rows of a version; None when all is as it was at export, else what differs."""
         golden = service.bundle.golden()
         read = await asyncio.to_thread(service.task.encode, golden, service.reader.processor, service.bundle.max_length)
         try:
@@ -215,6 +248,8 @@ class Ingress:
                     return
                 if self.settings.follow_s is not None and any(map(_follows, self.known.values())):
                     self.following = asyncio.create_task(self._follow(self.settings.follow_s))
+                if self.keeper:
+                    self.keeper.start()
                 await send({"type": "lifespan.startup.complete"})
             else:
                 if self.following:
@@ -226,14 +261,7 @@ class Ingress:
 
     async def _open(self, one: Served) -> None:
         """Open a model, warm; then let it take the place of the version that had its name. Nobody waits for it."""
-        folder = str(one.folder)
-        bundle = await asyncio.to_thread(open_bundle, folder)
-        processor = await asyncio.to_thread(bundle.task.processor, folder)
-        rate = await self._prepare(folder)
-        reader = Reader(bundle, processor, max_characters=self.settings.max_characters)
-        service = Service(
-            one.name, one.version, reader, self._batcher(one.name, folder, rate), max_rows=self.settings.max_rows
-        )
+        service = await self._service(one)
         example = (await service.predict(service.task.row_schema()["examples"])).body
         if before := self.services.get(one.name):
             self.metrics.info.remove(before.name, before.version)
@@ -244,6 +272,33 @@ class Ingress:
                 self, limits_of(self.arguments, self.keys), self.keys, self.metrics,
                 recorder=self.recorder, routers=self.routers, example=example,
             )  # fmt: skip
+
+    async def _service(self, one: Served) -> Service:
+        folder = str(one.folder)
+        bundle = await asyncio.to_thread(open_bundle, folder)
+        processor = await asyncio.to_thread(bundle.task.processor, folder)
+        rate = await self._prepare(folder)
+        reader = Reader(bundle, processor, max_characters=self.settings.max_characters)
+        return Service(
+            one.name, one.version, reader, self._batcher(one.name, folder, rate), max_rows=self.settings.max_rows
+        )
+
+    def _scorekeeper(self) -> Scorekeeper | None:
+        live = self.settings.live
+        url = live.store or default_url(self.arguments.registry)
+        return Scorekeeper(url, live, self, self.metrics.registry) if live.on and url else None
+
+    async def _look_for_challenger(self, one: Served) -> None:
+        """Open the version that the registry calls challenger, or let go of the one that it does so no more."""
+        try:
+            found = await asyncio.to_thread(served, f"{one.name}@{CHALLENGER}", self.arguments.registry)
+        except RegistryError:
+            found = None
+        now = self.challengers.get(one.name)
+        if found is None or found.version == self.known[one.name].version:
+            self.challengers.pop(one.name, None)
+        elif now is None or now.version != found.version:
+            self.challengers[one.name] = await self._service(found)
 
     def _batcher(self, name: str, folder: str, rate: float) -> Batcher:
         settings = self.settings
@@ -305,7 +360,6 @@ class Ingress:
     async def _follow(self, seconds: float) -> None:
         """Look for other versions under the names that are served, and let them in without a pause."""
         while True:
-            await asyncio.sleep(seconds)
             for one in list(self.known.values()):
                 if not _follows(one):
                     continue
@@ -314,9 +368,12 @@ class Ingress:
                     if now.version != one.version:
                         async with self.opening:
                             await self._open(now)
+                    if self.keeper and one.name in self.services:
+                        await self._look_for_challenger(one)
                 except Exception:
                     # A registry that is away for a while, or a version that does not open: what is served stays.
                     log.exception("%s stays at version %s", one.reference, one.version)
+            await asyncio.sleep(seconds)
 
 
 def application(arguments: Arguments) -> serve.Application:
@@ -433,9 +490,13 @@ def deploy(
     models = [str(one.folder) if one.version == "-" else one.reference for one in found]
     port = settings.port or haproxy.free_port(settings.host)
     _check_free(settings.host, port)
-    arguments = Arguments(
-        model=models, registry=registry, serve=settings.model_copy(update={"port": port}), no_auth=no_auth
-    )
+    live = settings.live
+    if live.store is None and URL_VARIABLE not in os.environ:
+        # A path, which processes in other working folders cannot work out. The variable may hold a password: it stays
+        # in the environment.
+        live = live.model_copy(update={"store": default_url(registry)})
+    settings = settings.model_copy(update={"port": port, "live": live})
+    arguments = Arguments(model=models, registry=registry, serve=settings, no_auth=no_auth)
     for name, value in haproxy.settings().items():
         os.environ.setdefault(name, value)
     stack = ExitStack()

@@ -44,6 +44,10 @@ class Models(Protocol):
         """Of all models that are served."""
         ...
 
+    def routed(self, service: Service) -> Service:
+        """Who answers a request to a model: itself, or now and then its challenger."""
+        ...
+
     async def named(self, name: str) -> Service | None:
         """The model of that name, opened if need be; None where there is none."""
         ...
@@ -94,6 +98,7 @@ def build_http(
         # Before the body is read: to refuse must cost little when there is much to refuse.
         service.batcher.check()
         rows = rows_of(await read_json(request), limits.max_rows)
+        service = models.routed(service)
         answered = await service.predict(rows)
         metrics.seconds.observe(time.perf_counter() - started)
         metrics.rows.labels(service.name, "answered").inc(len(answered.predictions))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.samples import Sample
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
@@ -52,9 +56,40 @@ class ServingMetrics:
             known = "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
         self.requests.labels(known, str(status)).inc()
 
+    def told(self) -> dict[str, str]:
+        """Rows, latency and batch fill since the start, in words, for people."""
+        rows = sum(sample.value for sample in _samples(self.rows, "_total") if sample.labels["outcome"] == "answered")
+        batches = sum(sample.value for sample in _samples(self.batches, "_total"))
+        if not batches:
+            return {}
+        in_batches = sum(sample.value for sample in _samples(self.batch_rows, "_total"))
+        fill, count = (next(_samples(self.batch_fill, end)).value for end in ("_sum", "_count"))
+        found = {
+            "rows answered": f"{rows:,.0f}",
+            "rows in a batch": f"{in_batches / batches:.1f}",
+            "batch fill": f"{fill / max(1, count):.0%} of the budget",
+        }
+        if asked := next(_samples(self.seconds, "_count")).value:
+            for share in (0.5, 0.95):
+                below = next(
+                    (
+                        float(sample.labels["le"])
+                        for sample in _samples(self.seconds, "_bucket")
+                        if sample.value >= share * asked
+                    ),
+                    float("inf"),
+                )
+                found[f"latency, p{100 * share:.0f}"] = f"at most {1000 * below:g} ms"
+        return found
+
     def batch(self, model: str, rows: int, tokens: int, seconds: float, fill: float) -> None:
         """Count a batch."""
         self.batches.labels(model).inc()
         self.batch_rows.labels(model).inc(rows)
         self.batch_fill.observe(fill)
         self.batch_seconds.observe(seconds)
+
+
+def _samples(metric: MetricWrapperBase, end: str) -> Iterator[Sample]:
+    """The samples of a metric whose names have this ending."""
+    return (sample for family in metric.collect() for sample in family.samples if sample.name.endswith(end))

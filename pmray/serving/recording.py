@@ -30,6 +30,8 @@ class Prediction:
     """As it was sent."""
     length: int
     """Tokens (or pixels / 256) that the model read."""
+    latency_ms: float
+    """From the request's rows to their answers, waiting included."""
 
 
 class Recorder(Protocol):

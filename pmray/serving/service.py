@@ -50,7 +50,9 @@ class Service:
         Raises:
             Busy: They would wait too long.
         """
+        started = time.perf_counter()
         answers = await self._answers(rows)
+        latency_ms = 1000 * (time.perf_counter() - started)
         ids = [uuid4().hex for _ in answers]
         now = time.time()
         body = [
@@ -58,7 +60,7 @@ class Service:
             for id_, one in zip(ids, answers, strict=True)
         ]
         predictions = [
-            Prediction(id_, now, self.name, self.version, one.values, one.scores, row, one.length)
+            Prediction(id_, now, self.name, self.version, one.values, one.scores, row, one.length, latency_ms)
             for id_, one, row in zip(ids, answers, rows, strict=True)
             if isinstance(one, Answer)
         ]

@@ -7,7 +7,7 @@ import pytest
 
 from pmray.bundle import open_bundle
 from pmray.errors import DataError, RegistryError
-from pmray.registry import Version, find, promote, register
+from pmray.registry import Version, aliases, find, promote, register, withdraw
 from tests.tiny import tiny_bundle
 
 
@@ -44,9 +44,12 @@ def test_an_alias_moves_when_another_version_is_promoted(place):
     try:
         assert promote("tiny/1", uri).aliases == ("champion",)
         assert find("tiny", uri).version == "1"
-        assert find("tiny/2", uri).aliases == ()
+        assert find("tiny/2", uri).aliases == ("previous",)
+        assert aliases("tiny", uri) == {"champion": "1", "previous": "2"}
     finally:
         promote("tiny/2", uri)
+        withdraw("tiny", "previous", uri)
+        withdraw("tiny", "previous", uri)  # what nobody has can be taken away again
     assert find("tiny", uri).folder == second.folder
 
 

@@ -1,0 +1,1 @@
+"""Versions of the live store's schema, run by alembic."""

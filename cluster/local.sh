@@ -1,28 +1,60 @@
 #!/bin/sh
-# A Ray cluster of this machine:  cluster/local.sh [CPUS]      Ctrl-C ends it.
-# The dashboard listens on 127.0.0.1. Ray's other ports listen on the machine's own address: a token guards them.
+# A Ray cluster of this machine:  cluster/local.sh [WORKERS [CPUS_OF_EACH]]      Ctrl-C ends it.
+# A head that steers and WORKERS further nodes, each a raylet of its own; with 0 workers the head works too.
+# PORT (6379) and DASHBOARD_PORT (8265) are those of the head. The dashboard listens on 127.0.0.1. Ray's other ports
+# listen on the machine's own address: a token guards them.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
+workers=${1:-0}
+cores=$(getconf _NPROCESSORS_ONLN)
+case "$workers${2:-1}" in *[!0-9]*) echo "usage: $0 [WORKERS [CPUS_OF_EACH]]" >&2; exit 2 ;; esac
+if [ "$workers" -eq 0 ]; then head_cpus=${2:-$cores}; else head_cpus=0; fi
+each=${2:-$(( cores > workers && workers > 0 ? cores / workers : 1 ))}
+port=${PORT:-6379} dashboard=${DASHBOARD_PORT:-8265}
 # Jobs run with the Python that the cluster was started with.
 PATH="$root/.venv/bin:$PATH"
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 RAY_AUTH_MODE=token
-export PATH RAY_AUTH_MODE
+export PATH PYTHONPATH RAY_AUTH_MODE
 # Makes a token for this user if there is none; Ray's own programs find it.
 ray get-auth-token --generate >/dev/null
 
+pids=""
+stop() {
+    trap - INT TERM EXIT
+    # Workers first, so that none reports the loss of its head.
+    for pid in $pids; do kill "$pid" 2>/dev/null || :; done
+    wait
+}
+trap 'stop; exit 130' INT TERM
+trap stop EXIT
+
+ray start --head --block --disable-usage-stats --port "$port" --num-cpus "$head_cpus" \
+    --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --include-dashboard true >/dev/null &
+head=$!
+pids=$head
+n=0
+until ray health-check --address "127.0.0.1:$port" >/dev/null 2>&1; do
+    n=$((n + 1))
+    kill -0 "$head" 2>/dev/null || { echo "the head did not start; is port $port taken? (PORT=6380 $0)" >&2; exit 1; }
+    [ "$n" -lt 60 ] || { echo "the head does not answer" >&2; exit 1; }
+    sleep 1
+done
+n=0
+while [ "$n" -lt "$workers" ]; do
+    ray start --block --disable-usage-stats --address "127.0.0.1:$port" --num-cpus "$each" >/dev/null &
+    pids="$! $pids"
+    n=$((n + 1))
+done
+
 cat <<TEXT
-In another shell:
+A cluster of $workers workers with $each CPUs each. In another shell:
 
   cd "$root"
   export RAY_AUTH_MODE=token
-  .venv/bin/pmray sweep jobs/specs/reviews.yaml --address auto
+  .venv/bin/pmray doctor --address 127.0.0.1:$port
+  .venv/bin/pmray submit sweep jobs/specs/reviews.yaml --address http://127.0.0.1:$dashboard --follow
 
-or as a job that goes on without that shell:
-
-  .venv/bin/ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-    python jobs/sweep.py jobs/specs/reviews.yaml storage="$root/runs"
-
+Ctrl-C ends the cluster.
 TEXT
-exec ray start --head --block --disable-usage-stats \
-    --port 6379 --dashboard-host 127.0.0.1 --dashboard-port 8265 --include-dashboard true \
-    --num-cpus "${1:-$(getconf _NPROCESSORS_ONLN)}"
+wait "$head"

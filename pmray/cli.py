@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pmray import cli_cluster
 from pmray.errors import NoVerdict, PmrayError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster, such as auto or ray://head:10001. Default: RAY_ADDRESS, or this machine."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Leave out nodes that are not fit for the run, in place of refusing.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="A candidate that cannot be had is an error.")]
 Registry = Annotated[
@@ -161,7 +165,12 @@ def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_jso
 @app.command()
 @_answering
 def rank(
-    spec: SpecFile, set_: Overrides = None, address: Address = None, strict: Strict = False, as_json: AsJson = False
+    spec: SpecFile,
+    set_: Overrides = None,
+    address: Address = None,
+    strict: Strict = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> Answer:
     """Order the candidates without fine-tuning them."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
@@ -169,7 +178,7 @@ def rank(
 
     from pmray.workflow import rank as rank_candidates
 
-    ranked = rank_candidates(checked, address=address, strict=strict)
+    ranked = rank_candidates(checked, address=address, strict=strict, force=force)
     return [asdict(one) for one in ranked], None
 
 
@@ -181,13 +190,14 @@ def sweep(
     address: Address = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run aside and start over.")] = False,
     strict: Strict = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> Answer:
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from pmray.workflow import sweep as run_sweep
 
-    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict)
+    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict, force=force)
     result = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), **swept.verdict.to_json()}
     return result, None
 
@@ -204,6 +214,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
     set_: Overrides = None,
     address: Address = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> Answer:
     """Fine-tune one candidate and export it; the test rows stay sealed."""
@@ -214,7 +225,7 @@ def fit(
     from pmray.report.console import key_values
     from pmray.workflow import fit as fit_candidate
 
-    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address)
+    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address, force=force)
     settings = dict(open_bundle(folder).settings)
     shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
     return {**shown, "settings": settings}, lambda console: console.print(key_values("", shown))
@@ -228,6 +239,7 @@ def pretrain(
     set_: Overrides = None,
     address: Address = None,
     strict: Strict = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> Answer:
     """Go on with the pre-training of models on texts without labels; each becomes a folder that is a candidate."""
@@ -237,7 +249,7 @@ def pretrain(
     from pmray.pretraining import pretrain as pretrain_candidates
     from pmray.report.console import pretraining_table
 
-    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict)
+    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict, force=force)
     return [asdict(one) for one in adapted], lambda console: console.print(pretraining_table(adapted))
 
 
@@ -532,6 +544,9 @@ def demo(
 
     result = tell(storage, fresh=fresh)
     return result, None
+
+
+cli_cluster.add_commands(app, _answering)
 
 
 def main() -> NoReturn:

@@ -95,6 +95,7 @@ def export(
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(folder)
+    run.keep(folder.relative_to(run.folder).as_posix())
     return folder
 
 

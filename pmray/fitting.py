@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,12 +15,13 @@ from pmray.distributed.encode import encode_shards
 from pmray.distributed.train import fit_all
 from pmray.errors import SpecError
 from pmray.preparation import Prepared
-from pmray.report.console import TrialBoard, findings_table, recipe_text
+from pmray.report.console import TrialBoard, findings_table, recipe_text, steps
 from pmray.run import Run
 from pmray.selection.ledger import latest, outcome_of
 from pmray.spec import Spec
+from pmray.storage import is_remote, publish
 from pmray.training.loop import Rung
-from pmray.training.model import Pretrained
+from pmray.training.model import Pretrained, copied
 from pmray.training.trial import Facts, Work
 
 
@@ -89,8 +91,37 @@ def encode(prepared: Prepared, cluster: Capacity, console: Console) -> None:
             progress=progress,
         )
 
-    spread = rows >= prepared.spec.encode.cluster_rows or cluster.nodes > 1
+    remote = is_remote(prepared.spec.storage)
+    # Into an object store the driver alone writes encoded data: it would have to fetch what others encoded.
+    spread = not remote and (rows >= prepared.spec.encode.cluster_rows or cluster.nodes > 1)
     preparation.encode_all(prepared, console, elsewhere if spread else None)
+    if remote:
+        cache = prepared.spec.location(prepared.cache)
+        names = [f"data-{data.key}", *(f"encoded-{key}" for key in sorted(set(prepared.encodings.values())))]
+        with steps(console, "bringing data to the storage", len(names)) as advance:
+            for name in names:
+                publish(cache, name)
+                advance()
+
+
+def share_models(prepared: Prepared, cluster: Capacity, console: Console) -> Prepared:
+    """Put the candidates' files where all nodes see them, so that only this process ever asks the Hub for them.
+
+    A cluster of one node with its storage in a folder sees them already. Models of installed packages stay where they
+    are: every node has to have the package.
+    """
+    if cluster.nodes == 1 and not is_remote(prepared.spec.storage):
+        return prepared
+    cache = prepared.spec.location(prepared.cache)
+    shared = []
+    with steps(console, "sharing models", len(prepared.candidates)) as advance:
+        for one in prepared.candidates:
+            if not one.candidate.model.startswith("package:"):
+                one = copied(one, prepared.cache, cache)
+                publish(cache, Path(one.folder).name)
+            shared.append(one)
+            advance()
+    return replace(prepared, candidates=shared)
 
 
 def fit_works(
@@ -121,6 +152,8 @@ def fit_works(
         def ended(work: Work, facts: Facts) -> None:
             outcome = outcome_of(work, facts, "final", may_pass=facts.status != "done")
             results[work.key] = facts
+            if facts.status == "done":
+                run.fetch(f"predictions/{work.key}", f"checkpoints/{work.key}")
             run.ledger.append(outcome)
             run.discard_state(work.key)
             board.end(work.key, outcome)

@@ -90,7 +90,7 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
     console = console or people()
     prepared = preparation.prepare(spec, console)
     if address:
-        with connected(address) as cluster:
+        with connected(address, short=True) as cluster:
             pass
     else:
         cluster = Capacity(float(os.cpu_count() or 1), float(torch.cuda.device_count()), 1)

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from pmray.data.encode import open_encoded
 from pmray.distributed.cluster import connected
+from pmray.distributed.doctor import checked
 from pmray.errors import NoVerdict
 from pmray.export import has_weights
-from pmray.fitting import encode, fit_works, prepare_run, within_disk
+from pmray.fitting import encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import check_command
 from pmray.report.console import failures_table, people
 from pmray.run import Run, open_run
@@ -48,6 +49,7 @@ def pretrain(
     seed: int = 0,
     address: str | None = None,
     strict: bool = False,
+    force: bool = False,
     console: Console | None = None,
 ) -> list[Adapted]:
     """Go on with the pre-training of every candidate on texts without labels; run again to continue.
@@ -57,6 +59,7 @@ def pretrain(
         seed: Seed of batch order, masks and dropout.
         address: Of a Ray cluster; by default this machine.
         strict: A candidate that cannot be had is an error.
+        force: Leave out nodes of the cluster that are not fit for the run, in place of refusing.
         console: For progress; standard error by default.
 
     Returns:
@@ -74,6 +77,8 @@ def pretrain(
     with open_run(spec) as run:
         prepared = prepare_run(spec, run, console, strict)
         with connected(address) as cluster:
+            cluster = checked(spec, cluster, force=force)
+            prepared = share_models(prepared, cluster, console)
             encode(prepared, cluster, console)
             packed = {}
             for one in prepared.candidates:
@@ -120,6 +125,8 @@ def _keep_adapted(run: Run, outcome: Outcome) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         weights.replace(folder)
+        run.keep(f"pretrained/{outcome.candidate}")
+        run.discard(weights)
 
 
 def _adapted(run: Run, outcome: Outcome) -> Adapted:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
+from pmray import storage
 from pmray.bundle import Bundle, open_bundle
 from pmray.errors import RegistryError, nearest
 
@@ -45,7 +46,13 @@ def default_uri() -> str:
 
 
 def register(
-    bundle: Bundle, uri: str, *, metrics: Mapping[str, float], params: Mapping[str, Any], alias: str = CHAMPION
+    bundle: Bundle,
+    uri: str,
+    *,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+    alias: str = CHAMPION,
+    source: str = "",
 ) -> Version:
     """Add a bundle as a new version and give it the alias; the same bundle again gives the version it has.
 
@@ -55,6 +62,7 @@ def register(
         metrics: Numbers for MLflow's run page, such as the test score and its interval.
         params: Recipe and candidate.
         alias: Whom it replaces.
+        source: URL of the bundle where it is kept in an object store; by default its folder.
 
     Raises:
         RegistryError: The registry cannot be reached.
@@ -79,7 +87,7 @@ def register(
                 client.log_param(run.info.run_id, param, value)
             client.set_terminated(run.info.run_id)
             version = client.create_model_version(
-                name, source=bundle.folder.as_uri(), run_id=run.info.run_id, tags={"pmray.key": key}
+                name, source=source or bundle.folder.as_uri(), run_id=run.info.run_id, tags={"pmray.key": key}
             )
         client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
@@ -116,9 +124,20 @@ def find(reference: str, uri: str) -> Version:
         wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
         raise RegistryError(f"{name} has no {wanted}; aliases: {shown}") from None
     folder = Path(unquote(urlparse(found.source).path))
+    if storage.is_remote(found.source):
+        folder = _brought(found.source)
     if not folder.is_dir():
         raise RegistryError(f"{name} version {found.version} points to {folder}, which is gone; run its sweep again.")
     return Version(name, str(found.version), folder, tuple(found.aliases))
+
+
+def _brought(source: str) -> Path:
+    """The copy on this machine of a bundle in an object store; the bundle may have been replaced, so it is fetched."""
+    try:
+        storage.pull(source)
+    except OSError as error:
+        raise RegistryError(f"{source} cannot be fetched ({' '.join(str(error).split())[:200]})") from None
+    return storage.local(source)
 
 
 def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
@@ -165,6 +184,15 @@ def withdraw(name: str, alias: str, uri: str) -> None:
 
 def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def reach(uri: str) -> None:
+    """Open the registry and ask it something.
+
+    Raises:
+        RegistryError: It cannot be reached.
+    """
+    _client(uri)
 
 
 def _client(uri: str) -> MlflowClient:

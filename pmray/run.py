@@ -9,13 +9,14 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pmray import storage
 from pmray.errors import LedgerError, UnknownName
 from pmray.selection.ledger import Ledger, latest, read_ledger
 from pmray.spec import Spec
@@ -23,15 +24,23 @@ from pmray.spec import Spec
 LEDGER = "ledger.jsonl"
 VERDICT = "verdict.json"
 FINDINGS = "findings.json"
+CLAIM = "claim.json"
+"""In an object store: who is writing the run."""
 PACKAGES = ("pmray", "ray", "torch", "transformers", "datasets", "scikit-learn", "optuna", "mlflow", "numpy", "pyarrow")
 
 
 class Run:
     """The folder of a run and the record in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ledger = Ledger(folder / LEDGER)
+    def __init__(self, folder: Path, location: str = "") -> None:
+        """Open a run.
+
+        Args:
+            folder: Where it is worked on.
+            location: Where it is kept; the folder itself, or its place in an object store.
+        """
+        self.folder, self.location = folder, location or str(folder)
+        self.ledger = Ledger(folder / LEDGER, on_append=lambda: self.keep(LEDGER))
 
     @property
     def bundle(self) -> Path:
@@ -51,10 +60,22 @@ class Run:
     def discard_state(self, key: str) -> None:
         """Delete the state of a fit that has ended."""
         for kept in self.states.glob(f"*{key}*"):
-            if kept.is_dir():
-                shutil.rmtree(kept, ignore_errors=True)
-            else:
-                kept.unlink(missing_ok=True)
+            self.discard(kept)
+        if storage.is_remote(self.location):
+            storage.delete(f"{self.location}/states", f"{key}.pt")
+
+    def keep(self, *names: str) -> None:
+        """Bring files and folders of the run to where it is kept; a run in a folder is there already."""
+        storage.push(self.location, *names)
+
+    def fetch(self, *names: str) -> None:
+        """Have what workers on other machines made; a run in a folder has it already."""
+        for name in names:
+            storage.pull(self.location, name)
+
+    def discard(self, path: Path) -> None:
+        """Delete a file or folder of the run, here and where it is kept."""
+        storage.delete(self.location, path.relative_to(self.folder).as_posix())
 
     def write_verdict(self, values: dict[str, Any]) -> None:
         """Write ``verdict.json`` whole or not at all."""
@@ -68,6 +89,7 @@ class Run:
         partial = self.folder / f".{name}"
         partial.write_text(json.dumps(values, indent=2, default=float) + "\n")
         partial.replace(self.folder / name)
+        self.keep(name)
 
 
 @contextmanager
@@ -81,7 +103,7 @@ def open_run(spec: Spec, *, fresh: bool = False) -> Iterator[Run]:
     Raises:
         LedgerError: Another process is writing this run, or its record cannot be read.
     """
-    folder = spec.folder
+    folder, location = spec.folder, spec.location(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The lock lies beside the folder, so that `fresh` can move the folder away while holding it.
     lock_path = folder.parent / f".{folder.name}.lock"
@@ -97,17 +119,24 @@ def open_run(spec: Spec, *, fresh: bool = False) -> Iterator[Run]:
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {platform.node()}")
         lock.flush()
-        if fresh and any(folder.iterdir()):
-            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-            folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
-            folder.mkdir()
-        run = Run(folder)
-        (folder / "spec.yaml").write_text(spec.to_yaml())
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        try:
+        with ExitStack() as stack:
+            if storage.is_remote(location):
+                stack.enter_context(storage.Lease(location, CLAIM))
+                storage.pull(location)
+                (folder / CLAIM).unlink(missing_ok=True)
+            if fresh and any(folder.iterdir()):
+                aside = folder.with_name(f"{folder.name}.before-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}")
+                folder.rename(aside)
+                folder.mkdir()
+                if storage.is_remote(location):
+                    storage.push(spec.location(folder.parent), aside.name)
+                    storage.delete(location, *(one for one in storage.names_in(location) if one != CLAIM))
+            run = Run(folder, location)
+            stack.callback(shutil.rmtree, run.scratch, ignore_errors=True)
+            (folder / "spec.yaml").write_text(spec.to_yaml())
+            (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+            run.keep("spec.yaml", "environment.json")
             yield run
-        finally:
-            shutil.rmtree(run.scratch, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pmray import plugins
 from pmray.errors import UnknownName
+from pmray.storage import check_location, is_remote, local, location_of
 
 CACHE = "cache"
 """Folder of loaded and encoded data, beside the run folders."""
@@ -528,7 +529,8 @@ class Spec(Section):
     decide: Decide = Decide()
     resources: Resources = Resources()
     storage: str = "runs"
-    """Folder for run folders and the cache of encoded data; every node of the cluster must see it."""
+    """For run folders and the cache of encoded data: a folder that every node of the cluster sees, or ``s3://``,
+    ``gs://``, ``abfs://`` BUCKET/PATH."""
     registry: str | None = None
     """MLflow tracking URI; by default an SQLite file in `storage`."""
     serve: Serve = Serve()
@@ -545,12 +547,17 @@ class Spec(Section):
     @field_validator("storage")
     @classmethod
     def _folder(cls, value: str) -> str:
-        if "://" in value and not value.startswith("file://"):
+        return check_location(value)
+
+    @field_validator("registry")
+    @classmethod
+    def _shared_registry(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and is_remote(info.data.get("storage", "")):
             raise ValueError(
-                f"must be a folder that every node sees (encoded data is memory-mapped from it), but got {value!r}; "
-                "use a shared mount, such as NFS, EFS or a bucket mounted by FUSE"
+                "an object store cannot hold the default registry, an SQLite file; name an MLflow server "
+                "(http://HOST:5000), a database (postgresql://...) or a file (sqlite:////PATH/registry.db)"
             )
-        return value.removeprefix("file://")
+        return value
 
     @field_validator("candidates")
     @classmethod
@@ -596,8 +603,8 @@ class Spec(Section):
 
     @property
     def folder(self) -> Path:
-        """The run folder, ``storage/name``."""
-        return Path(self.storage).expanduser().absolute() / self.name
+        """The run folder, ``storage/name``; of an object store its copy on this machine."""
+        return local(self.storage).absolute() / self.name
 
     @property
     def cache(self) -> Path:
@@ -608,6 +615,10 @@ class Spec(Section):
     def registry_uri(self) -> str:
         """The MLflow tracking URI."""
         return self.registry or f"sqlite:///{Path(self.storage).expanduser().absolute() / 'registry.db'}"
+
+    def location(self, folder: Path) -> str:
+        """What other machines call a folder in the storage: its path, or its URL in the object store."""
+        return location_of(folder, self.storage)
 
     def resources_of(self, candidate: Candidate) -> Resources:
         """What one trial of this candidate gets."""

@@ -6,7 +6,6 @@ Every step first looks into the ledger for what is already known, so a run that 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +22,11 @@ from pmray.bundle import open_bundle
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
+from pmray.distributed.doctor import checked
 from pmray.distributed.tune import rank_candidates, run_trials
 from pmray.errors import NoVerdict
 from pmray.export import export, has_weights, is_exported
-from pmray.fitting import described, encode, fit_works, prepare_run, within_disk
+from pmray.fitting import described, encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import Prepared
 from pmray.registry import Version, register
 from pmray.report.console import (
@@ -48,6 +48,7 @@ from pmray.selection.proxies import PROXIES, Agreement, Ranked, agreement, thin
 from pmray.selection.search import Search, Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
+from pmray.storage import is_remote
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
 from pmray.training.trial import (
@@ -75,7 +76,12 @@ class Swept:
 
 
 def rank(
-    spec: Spec, *, address: str | None = None, strict: bool = False, console: Console | None = None
+    spec: Spec,
+    *,
+    address: str | None = None,
+    strict: bool = False,
+    force: bool = False,
+    console: Console | None = None,
 ) -> list[Ranked]:
     """Order the candidates by how well their frozen features suit the data; minutes, no fine-tuning.
 
@@ -83,6 +89,7 @@ def rank(
         spec: The job.
         address: Of a Ray cluster; by default this machine.
         strict: A candidate that cannot be had is an error.
+        force: Leave out nodes of the cluster that are not fit for the run, in place of refusing.
         console: For progress; standard error by default.
 
     Raises:
@@ -94,6 +101,8 @@ def rank(
     with open_run(spec) as run:
         prepared = prepare_run(spec, run, console, strict)
         with connected(address) as cluster:
+            cluster = checked(spec, cluster, force=force)
+            prepared = share_models(prepared, cluster, console)
             encode(prepared, cluster, console)
             return _rank(prepared, run, cluster, console)
 
@@ -104,6 +113,7 @@ def sweep(
     address: str | None = None,
     fresh: bool = False,
     strict: bool = False,
+    force: bool = False,
     console: Console | None = None,
 ) -> Swept:
     """Find, prove, export and register the best model; run again to continue after any interruption.
@@ -113,6 +123,7 @@ def sweep(
         address: Of a Ray cluster; by default this machine.
         fresh: Put an earlier run of this name aside instead of continuing it.
         strict: A candidate that cannot be had is an error.
+        force: Leave out nodes of the cluster that are not fit for the run, in place of refusing.
         console: For progress; standard error by default.
 
     Raises:
@@ -126,6 +137,8 @@ def sweep(
         prepared = prepare_run(spec, run, console, strict)
         _baselines(prepared, run, console)
         with connected(address) as cluster:
+            cluster = checked(spec, cluster, force=force)
+            prepared = share_models(prepared, cluster, console)
             encode(prepared, cluster, console)
             prepared = within_disk(prepared, cluster, console)
             ranked = _rank(prepared, run, cluster, console)
@@ -155,6 +168,7 @@ def fit(
     recipe: Mapping[str, Any] | None = None,
     seed: int = 0,
     address: str | None = None,
+    force: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Fine-tune one candidate with its default recipe (or a changed one) on its workers, and export it.
@@ -167,6 +181,7 @@ def fit(
         recipe: Values that differ from the default recipe.
         seed: Seed of the fit.
         address: Of a Ray cluster; by default this machine.
+        force: Leave out nodes of the cluster that are not fit for the run, in place of refusing.
         console: For progress; standard error by default.
 
     Returns:
@@ -184,7 +199,8 @@ def fit(
     with open_run(one) as run:
         prepared = prepare_run(one, run, console, strict=True)
         with connected(address) as cluster:
-            prepared = within_disk(prepared, cluster, console)
+            cluster = checked(spec, cluster, force=force)
+            prepared = within_disk(share_models(prepared, cluster, console), cluster, console)
             encode(prepared, cluster, console)
             work = prepared.work(
                 "final", candidate, prepared.arms[candidate].default, seed, run.folder, states=run.states
@@ -213,6 +229,7 @@ def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
         folder = predictions_folder(run.folder, key)
         save_predictions(folder / "validation.parquet", data.validation["row_id"].to_pylist(), validation)
         save_predictions(folder / "test.parquet", data.test["row_id"].to_pylist(), test)
+        run.keep(f"predictions/{key}")
         outcomes = task.outcome(validation, task.targets(data.validation))
         run.ledger.append(
             Outcome(
@@ -263,7 +280,7 @@ def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> 
                 resources,
                 prepared.task.to_json(),
                 prepared.metric,
-                prepared.cache,
+                spec.location(prepared.cache),
                 {
                     one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
                     for one in waiting
@@ -441,7 +458,7 @@ def _drop_losing_seeds(run: Run, groups: Mapping[str, Sequence[Work]], ended: Wo
     done = [one for one in same if one.status == "done"]
     for one in done:
         if one.key != _best_fit(done).key:
-            shutil.rmtree(checkpoint_folder(run.folder, one.key), ignore_errors=True)
+            run.discard(checkpoint_folder(run.folder, one.key))
 
 
 def _decide(
@@ -596,12 +613,13 @@ def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcom
     metrics = {f"test_{name}": interval.value for name, interval in line.metrics.items()}
     metrics |= {f"test_{verdict.metric}_low": line.score.low, f"test_{verdict.metric}_high": line.score.high}
     params = {"candidate": winner.candidate, "seed": winner.seed, **winner.recipe}
-    return register(open_bundle(bundle), prepared.spec.registry_uri, metrics=metrics, params=params)
+    source = prepared.spec.location(bundle) if is_remote(prepared.spec.storage) else ""
+    return register(open_bundle(bundle), prepared.spec.registry_uri, metrics=metrics, params=params, source=source)
 
 
 def _tidy(run: Run) -> None:
     """Delete the weights of the losers; the winner's are in the bundle, and every prediction is kept."""
-    shutil.rmtree(checkpoint_folder(run.folder, ""), ignore_errors=True)
+    run.discard(checkpoint_folder(run.folder, ""))
 
 
 def _baseline_key(prepared: Prepared, kind: str) -> str:

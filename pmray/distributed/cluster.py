@@ -13,7 +13,9 @@ from typing import Any
 
 import ray
 
+from pmray.distributed.address import Address, Kind, address_of, for_driver, knock, unreachable
 from pmray.errors import ClusterError
+from pmray.placement import Node, places
 from pmray.spec import Resources
 
 PLACE_SECONDS = 15
@@ -39,6 +41,10 @@ SETTINGS = {
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
+AVOIDED = "PMRAY_AVOIDED_NODES"
+"""Ids of nodes that nothing of this run is placed on; the run's workers inherit it."""
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What a cluster holds in all."""
@@ -46,36 +52,32 @@ class Capacity:
     cpus: float
     gpus: float
     nodes: int
+    each: tuple[Node, ...] = ()
+    """The nodes one by one; without them only the totals are known."""
 
 
 @contextmanager
-def connected(address: str | None = None) -> Iterator[Capacity]:
+def connected(address: str | None = None, *, short: bool = False) -> Iterator[Capacity]:
     """Connect to a cluster for a block; a cluster that was started for the block ends with it.
 
     Args:
-        address: ``host:port``, ``ray://host:port`` or ``auto``; by default ``RAY_ADDRESS``, or else a cluster of this
-            machine's cores.
+        address: ``host:port`` or ``auto``; by default ``RAY_ADDRESS``, or else a cluster of this machine's cores.
+        short: The block only looks at the cluster, for which ``ray://host:port`` will do.
 
     Raises:
-        ClusterError: The cluster cannot be reached.
+        ClusterError: The cluster cannot be reached, or refuses this process's token.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ours = not ray.is_initialized()
     if ours:
-        address = address or os.environ.get("RAY_ADDRESS")
+        found = for_driver(address_of(address), short=short)
         in_main_thread = threading.current_thread() is threading.main_thread()
         on_term = signal.getsignal(signal.SIGTERM)
-        if address:
-            try:
-                ray.init(address=address, **QUIET)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ClusterError(
-                    f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave the "
-                    "address out to use this machine."
-                ) from None
-        else:
+        if found.kind is Kind.here:
             start_here(include_dashboard=False)
+        else:
+            join(found)
         if in_main_thread:
             # Ray puts a handler of its own in place, which ends the process without the way out below.
             signal.signal(signal.SIGTERM, on_term)
@@ -87,6 +89,21 @@ def connected(address: str | None = None) -> Iterator[Capacity]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def join(address: Address) -> None:
+    """Connect this process to a running cluster.
+
+    Raises:
+        ClusterError: One sentence that says why it cannot.
+    """
+    knock(address)
+    avoided = {"runtime_env": {"env_vars": {AVOIDED: value}}} if (value := os.environ.get(AVOIDED)) else {}
+    try:
+        ray.init(address=address.value, **QUIET, **avoided)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ClusterError(unreachable(address, f" ({told})")) from None
 
 
 def start_here(**options: Any) -> None:
@@ -117,10 +134,31 @@ def start_here(**options: Any) -> None:
 
 
 def capacity() -> Capacity:
-    """What the connected cluster holds in all."""
-    total = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes)
+    """What the connected cluster holds, without the nodes that are avoided."""
+    avoided = avoided_nodes()
+    each = tuple(
+        Node(
+            id=one["NodeID"],
+            address=one["NodeManagerAddress"],
+            cpus=one["Resources"].get("CPU", 0.0),
+            gpus=one["Resources"].get("GPU", 0.0),
+            memory=int(one["Resources"].get("memory", 0)),
+        )
+        for one in ray.nodes()
+        if one["Alive"] and one["NodeID"] not in avoided
+    )
+    return Capacity(sum(one.cpus for one in each), sum(one.gpus for one in each), len(each), each)
+
+
+def avoided_nodes() -> tuple[str, ...]:
+    """Ids of the nodes that this run leaves out."""
+    return tuple(one for one in os.environ.get(AVOIDED, "").split(",") if one)
+
+
+def elsewhere() -> dict[str, str]:
+    """Label selector of all nodes but the avoided ones; empty where none is avoided."""
+    avoided = avoided_nodes()
+    return {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else {}
 
 
 def at_a_time(demands: Mapping[str, Resources], cluster: Capacity, limit: int | None = None) -> int:
@@ -134,22 +172,6 @@ def at_a_time(demands: Mapping[str, Resources], cluster: Capacity, limit: int | 
     Raises:
         ClusterError: A candidate asks for more than there is; says which, with the arithmetic.
     """
-    for name, one in demands.items():
-        for kind, asked, total in (
-            ("CPUs", one.fewest * one.cpus_per_worker, cluster.cpus),
-            ("GPUs", one.fewest * one.gpus_per_worker, cluster.gpus),
-        ):
-            if asked > total:
-                each = one.cpus_per_worker if kind == "CPUs" else one.gpus_per_worker
-                raise ClusterError(
-                    f"candidate {name!r} asks for {one.fewest} workers x {each:g} {kind} = {asked:g}, but the cluster "
-                    f"has {total:g} on {cluster.nodes} node(s); lower `resources`, or connect to a larger cluster."
-                )
-    fits = min(
-        min(
-            cluster.cpus // (one.fewest * one.cpus_per_worker),
-            cluster.gpus // (one.fewest * one.gpus_per_worker) if one.gpus_per_worker else float("inf"),
-        )
-        for one in demands.values()
-    )
-    return max(1, min(int(fits), limit or int(fits)))
+    nodes = cluster.each or (Node("", "this machine", cluster.cpus, cluster.gpus),)
+    fits = min(places(name, one, nodes) for name, one in demands.items())
+    return max(1, min(fits, limit or fits))

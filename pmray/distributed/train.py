@@ -19,7 +19,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from pmray.distributed.cluster import PLACE_SECONDS
+from pmray import storage
+from pmray.distributed.cluster import PLACE_SECONDS, elsewhere
 from pmray.errors import OutOfMemory
 from pmray.spec import Resources
 from pmray.training.loop import Rung
@@ -121,7 +122,11 @@ class _Seats:
                 return found[1]
         self.close_idle()
         return _Seat.options(  # type: ignore[attr-defined]
-            num_cpus=demand.cpus_per_worker, num_gpus=demand.gpus_per_worker, max_restarts=-1, max_task_retries=RESTARTS
+            num_cpus=demand.cpus_per_worker,
+            num_gpus=demand.gpus_per_worker,
+            max_restarts=-1,
+            max_task_retries=RESTARTS,
+            label_selector=elsewhere(),
         ).remote()
 
     def give_back(self, demand: Resources, seat: Any) -> None:
@@ -191,7 +196,7 @@ class _Group(Thread):
             run_config=RunConfig(
                 name=work.key,
                 # Beside the states of other fits: they outlive this driver.
-                storage_path=work.states or str(scratch),
+                storage_path=str(scratch) if storage.is_remote(work.states or "") else work.states or str(scratch),
                 failure_config=FAILURES,
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
@@ -235,7 +240,10 @@ def scaling(resources: Resources) -> ScalingConfig:
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     return ScalingConfig(
-        num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        num_workers=resources.workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
+        label_selector=elsewhere() or None,
     )
 
 
@@ -245,7 +253,9 @@ def _worker(config: dict[str, Any]) -> None:
     queue: Queue = config["queue"]
     first = ray.train.get_context().get_world_rank() == 0
     report = partial(_send, queue, work.key) if first else _keep_silent
-    keeper = _Checkpoints(Path(work.states) / work.key, work.state_seconds, first) if work.states else None
+    keeper = None
+    if work.states and not storage.is_remote(work.states):
+        keeper = _Checkpoints(Path(work.states) / work.key, work.state_seconds, first)
     facts = _carried_out(work, report, keeper, writes=first)
     if first:
         queue.put((work.key, facts))
@@ -259,6 +269,7 @@ def _carried_out(work: Work, report: Callable[[Rung], None], keeper: _Checkpoint
     facts = carry_out(work, report, keeper)
     if writes and facts.status == "done":
         done.write_text(json.dumps(asdict(facts)))
+        storage.push(work.run or "", f"predictions/{work.key}", f"checkpoints/{work.key}")
     return facts
 
 

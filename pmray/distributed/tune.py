@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from pmray.distributed.cluster import elsewhere
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection import proxies
 from pmray.selection.halving import Standing, Stop, halve
@@ -33,7 +34,7 @@ def rank_candidates(
     resources: Mapping[str, Resources],
     settings: Mapping[str, Any],
     metric: str,
-    cache: Path,
+    cache: str,
     encodings: Mapping[str, str],
     rows: NDArray[np.int64],
     targets: NDArray[Any],
@@ -46,7 +47,7 @@ def rank_candidates(
         resources: Candidate -> CPUs and GPUs of its task.
         settings: ``task.to_json()``.
         metric: Name of the deciding metric.
-        cache: Folder of encoded data.
+        cache: Folder (or URL) of encoded data.
         encodings: Candidate -> key of its encoded data.
         rows: Positions of the training rows.
         targets: Their labels.
@@ -56,8 +57,10 @@ def rank_candidates(
     running = {}
     for one in candidates:
         demand = resources[one.name]
-        task = _rank_one.options(num_cpus=demand.cpus_per_worker, num_gpus=demand.gpus_per_worker)
-        running[task.remote(one, settings, metric, str(cache), encodings[one.name], shared)] = one
+        task = _rank_one.options(
+            num_cpus=demand.cpus_per_worker, num_gpus=demand.gpus_per_worker, label_selector=elsewhere()
+        )
+        running[task.remote(one, settings, metric, cache, encodings[one.name], shared)] = one
     while running:
         done, _ = ray.wait(list(running), num_returns=1)
         one = running.pop(done[0])
@@ -82,7 +85,7 @@ def _rank_one(
 ) -> tuple[dict[str, float], float]:
     started = time.perf_counter()
     rows, targets = shared
-    found = extract_features(one, settings, Path(cache), encoding, rows)
+    found = extract_features(one, settings, cache, encoding, rows)
     scores = proxies.judge(found, targets, open_task(settings), metric)
     return scores, time.perf_counter() - started
 
@@ -129,11 +132,15 @@ def run_trials(
         if name in nested:
             # The worker group asks for its own resources; this process only waits for it, and takes no part of a CPU,
             # which the group may need whole. A placement group must hold something: one byte.
-            return tune.PlacementGroupFactory([{"memory": 1}])
+            return placed({"memory": 1})
         bundle = {"CPU": resources[name].cpus_per_worker}
         if resources[name].gpus_per_worker:
             bundle["GPU"] = resources[name].gpus_per_worker
-        return tune.PlacementGroupFactory([bundle])
+        return placed(bundle)
+
+    def placed(bundle: dict[str, float]) -> tune.PlacementGroupFactory:
+        there = elsewhere()
+        return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [there]} if there else {}))
 
     alike = len({(one.cpus_per_worker, one.gpus_per_worker) for one in resources.values()}) == 1 and not nested
     tuner = tune.Tuner(

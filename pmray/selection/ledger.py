@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,9 +76,16 @@ def outcome_key(
 class Ledger:
     """A file of one JSON line an outcome. One process writes; any may read."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, on_append: Callable[[], None] = lambda: None) -> None:
+        """Open or begin a ledger.
+
+        Args:
+            path: The file.
+            on_append: Called after each line, before ``append`` returns; brings the file to where others read it.
+        """
+        self.path, self.on_append = path, on_append
         self.outcomes = read_ledger(path)
+        self._whole = False
 
     def append(self, outcome: Outcome) -> None:
         """Add an outcome; when this returns it is on disk."""
@@ -90,13 +97,20 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         self.outcomes.append(outcome)
+        self.on_append()
 
     def settled(self, stage: Stage) -> dict[str, Outcome]:
         """Outcomes of a stage that need not be repeated, by key; the latest of each."""
         return {one.key: one for one in self.outcomes if one.stage == stage and one.settled}
 
     def _drop_torn_line(self) -> None:
-        """A crash left half a line: take it away, or close it off where all but its line break was written."""
+        """A crash left half a line: take it away, or close it off where all but its line break was written.
+
+        Only before the first line of this process: nobody else writes.
+        """
+        if self._whole:
+            return
+        self._whole = True
         content = self.path.read_bytes() if self.path.exists() else b""
         _, _, piece = content.rpartition(b"\n")
         if not piece:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmray.data.encode import PROCESSOR_FILES, processor_key
+from pmray import storage
+from pmray.data.encode import MANIFEST, PROCESSOR_FILES, finished_folder, processor_key
 from pmray.errors import CandidateUnavailable
 from pmray.spec import Candidate, Decide, Recipe
 from pmray.tasks.base import Objective
@@ -18,11 +24,17 @@ from pmray.training.layers import freeze, layer_of
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 CARD = "README.md"
 """A model's card."""
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", CARD)
 """What is downloaded: configuration, weights, tokenizer and card; no pickles, no code."""
+
+TOO_MANY_REQUESTS = 429
+HUB_PATIENCE = 600.0
+"""Seconds that a download waits in all when the Hub is asked too often."""
 
 HEADS = ("lm_head.", "cls.", "classifier.", "score.", "qa_outputs.")
 """Weights of the job a model was trained for; a new head takes their place."""
@@ -51,6 +63,8 @@ class Pretrained:
     """As the model's card writes it, such as ``apache-2.0``; None where there is no card or none in it."""
     languages: tuple[str, ...] = ()
     """As the model's card writes them, such as ``en``."""
+    shared: str = ""
+    """Folder or URL that all nodes see, in which the last part of ``folder`` lies; empty where nobody put it there."""
 
     @property
     def name(self) -> str:
@@ -126,6 +140,9 @@ def check_processor(task: Objective, pretrained: Pretrained) -> None:
 
 def on_this_node(pretrained: Pretrained) -> Pretrained:
     """Return the model with a folder that exists on this machine, fetching a Hub model once per node."""
+    if pretrained.shared:
+        folder = storage.fetched(pretrained.shared, Path(pretrained.folder).name) / Path(pretrained.folder).name
+        return replace(pretrained, folder=str(folder))
     if Path(pretrained.folder).is_dir():
         return pretrained
     model = pretrained.candidate.model
@@ -134,6 +151,26 @@ def on_this_node(pretrained: Pretrained) -> Pretrained:
         return replace(pretrained, folder=str(folder))
     folder, _ = _folder(model)
     return replace(pretrained, folder=str(folder))
+
+
+def copied(pretrained: Pretrained, cache: Path, shared: str) -> Pretrained:
+    """Copy a model's files into the cache under its revision, unless they are there.
+
+    Args:
+        pretrained: What ``locate`` found.
+        cache: The cache on this machine.
+        shared: What other machines call it.
+    """
+    target = cache / f"model-{pretrained.revision}"
+    if not (target / MANIFEST).is_file():
+        source = Path(pretrained.folder)
+        with finished_folder(target) as unfinished:
+            files = sorted({file for pattern in HUB_FILES for file in source.glob(pattern)})
+            for file in files:
+                shutil.copyfile(file, unfinished / file.name)
+            manifest = {"model": pretrained.candidate.model, "files": [file.name for file in files]}
+            (unfinished / MANIFEST).write_text(json.dumps(manifest))
+    return replace(pretrained, folder=str(target), shared=shared)
 
 
 def open_model(pretrained: Pretrained, task: Objective, *, pad: int, recipe: Recipe | None = None) -> torch.nn.Module:
@@ -295,7 +332,9 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+        folder = Path(
+            _waiting(partial(snapshot_download, name, revision=revision, allow_patterns=list(HUB_FILES)), name)
+        )
     except GatedRepoError:
         raise CandidateUnavailable(
             f"{name}: gated on the Hub; accept its terms and log in with `hf auth login`"
@@ -310,6 +349,29 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         )
         raise CandidateUnavailable(f"{name}: {reason}") from None
     return folder, folder.name
+
+
+def _waiting(download: Callable[[], str], name: str) -> str:
+    """Download; where the Hub says that it was asked too often, wait as long as it says, or longer each time."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    waited, pause = 0.0, 5.0
+    while True:
+        try:
+            return download()
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code != TOO_MANY_REQUESTS:
+                raise
+            told = error.response.headers.get("Retry-After", "")
+            seconds = float(told) if told.isdigit() else pause
+            if waited + seconds > HUB_PATIENCE:
+                raise CandidateUnavailable(
+                    f"{name}: the Hub has been asked too often (429), also after {waited:.0f} s of waiting; try again "
+                    "later, or log in with `hf auth login`, which allows more"
+                ) from None
+            log.warning("%s: the Hub was asked too often (429); waiting %.0f s", name, seconds)
+            time.sleep(seconds)
+            waited, pause = waited + seconds, 2 * pause
 
 
 def _offline(error: BaseException) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zipfile import BadZipFile
 
 import torch
+
+from pmray import storage
 
 State = dict[str, Any]
 """All that a fit needs to go on as if it had never stopped: tensors, numbers and texts."""
@@ -64,6 +67,47 @@ class StateFile:
         """Delete what was kept."""
         if self.writes:
             self.path.unlink(missing_ok=True)
+
+
+class RemoteStateFile(StateFile):
+    """Keeps the latest state in an object store too, from where another machine goes on.
+
+    A state is brought there beside the training; one that is due while the last is still on its way stays here.
+    """
+
+    def __init__(self, location: str, name: str, *, writes: bool = True, seconds: float = STATE_SECONDS) -> None:
+        """Name the object; the other arguments are those of ``StateFile``."""
+        super().__init__(storage.local(location) / name, writes=writes, seconds=seconds)
+        self.location = location
+        self._upload: Thread | None = None
+
+    def load(self) -> State | None:
+        """The state that was kept, here or by another machine."""
+        try:
+            storage.pull(self.location, self.path.name)
+        except OSError as error:
+            self.problem = f"no state could be had from {self.location} ({_one_line(error)})"
+        return super().load()
+
+    def save(self, state: State) -> None:
+        """Keep a state here, and begin to bring it to the store."""
+        super().save(state)
+        if self.writes and not (self._upload and self._upload.is_alive()):
+            self._upload = Thread(target=self._push, daemon=True)
+            self._upload.start()
+
+    def _push(self) -> None:
+        try:
+            storage.push(self.location, self.path.name)
+        except OSError as error:
+            self.problem = f"no state could be kept in {self.location} ({_one_line(error)})"
+
+
+def open_state(states: str, key: str, *, writes: bool, seconds: float) -> StateFile:
+    """The state of a fit under way, in a folder or an object store."""
+    if storage.is_remote(states):
+        return RemoteStateFile(states, f"{key}.pt", writes=writes, seconds=seconds)
+    return StateFile(Path(states) / f"{key}.pt", writes=writes, seconds=seconds)
 
 
 def write_state(path: Path, state: State) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pmray import plugins
+from pmray import plugins, storage
 from pmray.data.encode import Encoded, open_encoded, read_arrow
 from pmray.errors import CandidateUnavailable, OutOfMemory, TrialError
 from pmray.scoring.calibration import fit_temperature, rescaled
@@ -41,7 +41,7 @@ from pmray.training.model import (
     without_adapters,
 )
 from pmray.training.prediction import map_rows, measure_latency, predict
-from pmray.training.state import STATE_SECONDS, StateFile
+from pmray.training.state import STATE_SECONDS, open_state
 
 FACTS = "facts.json"
 """Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
@@ -62,13 +62,13 @@ class Work:
     rungs: tuple[int, ...]
     """Examples after which the model is scored; the last ends the fit."""
     cache: str
-    """Folder of loaded and encoded data."""
+    """Folder (or URL) of loaded and encoded data."""
     data: str
     """Key of the loaded data."""
     encoding: str
     """Key of the encoded data."""
     run: str | None = None
-    """Run folder that weights and predictions are saved to; finalists only."""
+    """Run folder (or URL) that weights and predictions are saved to; finalists only."""
     states: str | None = None
     """Folder of the states of fits under way; None keeps none."""
     state_seconds: float = STATE_SECONDS
@@ -85,12 +85,12 @@ class Work:
     @property
     def predictions(self) -> Path:
         """Folder of ``validation.parquet`` and ``test.parquet``."""
-        return predictions_folder(self.run or "", self.key)
+        return predictions_folder(storage.local(self.run or ""), self.key)
 
     @property
     def checkpoint(self) -> Path:
         """Folder of the weights; deleted when the model has lost."""
-        return checkpoint_folder(self.run or "", self.key)
+        return checkpoint_folder(storage.local(self.run or ""), self.key)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def carry_out(
     # Asked now: where a worker was lost, the others' process group may be taken from under them.
     alone = place()[1] == 1
     if keeper is None and work.states:
-        keeper = StateFile(state_file(work.states, work.key), writes=place()[0] == 0, seconds=work.state_seconds)
+        keeper = open_state(work.states, work.key, writes=place()[0] == 0, seconds=work.state_seconds)
     curve: list[tuple[int, float]] = []
 
     def remember(rung: loop.Rung) -> None:
@@ -160,7 +160,7 @@ def carry_out(
 
 def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | None, started: float) -> Facts:
     task = open_task(work.task)
-    cache = Path(work.cache)
+    cache = storage.fetched(work.cache, f"data-{work.data}", f"encoded-{work.encoding}")
     train, validation = (open_encoded(cache, work.encoding, split) for split in ("train", "validation"))
     labelled = "label" in task.columns
     if labelled:
@@ -237,7 +237,7 @@ def _save_classifier(
     validation_targets: NDArray[Any],
 ) -> dict[str, Any]:
     """Calibrate the model, save it with its predictions, and return what was measured."""
-    cache, measured = Path(work.cache), {}
+    cache, measured = storage.local(work.cache), {}
     tuned = fitted.task
     test = open_encoded(cache, work.encoding, "test")
     said, wanted = flat(fitted.validation), flat(validation_targets)
@@ -269,7 +269,7 @@ def _save_pretrained(work: Work, task: Task, model: torch.nn.Module, before: flo
 
 
 def _held_out_score(work: Work, task: Task, model: torch.nn.Module) -> float:
-    scores = predict(model, task, open_encoded(Path(work.cache), work.encoding, "test"))
+    scores = predict(model, task, open_encoded(storage.local(work.cache), work.encoding, "test"))
     return float(task.score(work.metric, scores, np.ones((1, len(scores))))[0])
 
 
@@ -301,11 +301,11 @@ class MicroBatches:
 
 
 def extract_features(
-    pretrained: Pretrained, settings: Mapping[str, Any], cache: Path, encoding: str, rows: NDArray[np.int64]
+    pretrained: Pretrained, settings: Mapping[str, Any], cache: str | Path, encoding: str, rows: NDArray[np.int64]
 ) -> NDArray[Any]:
     """Features of some training rows from the frozen body, (rows, width) or ragged, in the order of `rows`."""
     task = open_task(settings)
-    train = open_encoded(cache, encoding, "train")
+    train = open_encoded(storage.fetched(str(cache), f"encoded-{encoding}"), encoding, "train")
     torch.manual_seed(0)
     model = open_model(on_this_node(pretrained), task, pad=train.pad)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -331,11 +331,6 @@ def recipe_length(recipe: Recipe, pretrained: Pretrained) -> int:
 def predictions_folder(run: str | Path, key: str) -> Path:
     """Where a trial's predictions lie in a run folder."""
     return Path(run) / "predictions" / key
-
-
-def state_file(states: str | Path, key: str) -> Path:
-    """Where the state of a fit under way is kept."""
-    return Path(states) / f"{key}.pt"
 
 
 def checkpoint_folder(run: str | Path, key: str) -> Path:

@@ -210,7 +210,7 @@ def test_an_interrupted_trial_goes_on_and_leaves_no_state_problem(work, tmp_path
 
     states = tmp_path / "states"
     mine = dataclasses.replace(work, states=str(states))
-    keeper = trial.StateFile(trial.state_file(states, mine.key), seconds=0)
+    keeper = trial.open_state(str(states), mine.key, writes=True, seconds=0)
     with pytest.raises(Killed):
         carry_out(mine, kill, keeper)
     assert [file.name for file in states.iterdir()] == ["k.pt"]

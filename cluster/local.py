@@ -1,0 +1,212 @@
+"""A Ray cluster of this machine, from Python: a head that steers, and workers that are raylets of their own.
+
+python cluster/local.py [WORKERS [CPUS_OF_EACH]]      Ctrl-C ends it; the same as cluster/local.sh
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS = 90
+
+
+class Node:
+    """A raylet (and on the head the control store and dashboard) with all its processes."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", *command],
+                env=dict(environment),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def family(self) -> list[psutil.Process]:
+        """All its processes."""
+        with suppress(psutil.NoSuchProcess):
+            this = psutil.Process(self.process.pid)
+            return [this, *this.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        for one in self.family():
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it in good order, and what does not end by itself."""
+        family = self.family()
+        self.process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=15)
+        for one in alive:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.process.wait()
+
+
+class LocalCluster:
+    """Starts with a block, and ends with it.
+
+    Args:
+        workers: Nodes beside the head; with none the head has the CPUs.
+        cpus: Of each.
+        folder: For Ray's files and logs.
+        token: Of the cluster; by default a new one. Who talks to it needs ``environment``.
+        environment: What all nodes get beside this process's.
+        port: Of the head; by default a free one.
+        dashboard_port: Likewise.
+    """
+
+    def __init__(
+        self,
+        workers: int = 0,
+        cpus: float = 1,
+        *,
+        folder: Path,
+        token: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        port: int = 0,
+        dashboard_port: int = 0,
+    ) -> None:
+        self.workers: list[Node] = []
+        self.count, self.cpus, self.folder = workers, cpus, folder
+        self.port, self.dashboard_port = port or free_port(), dashboard_port or free_port()
+        self.token = token or secrets.token_hex(16)
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")},
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_TMPDIR": str(folder),
+            **(environment or {}),
+        }
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the control store."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        """Where jobs are sent."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def __enter__(self) -> "LocalCluster":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        head_cpus = 0 if self.count else self.cpus
+        self.head = Node(
+            [
+                *("start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "true"),
+                *("--port", str(self.port), "--num-cpus", str(head_cpus)),
+                *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)),
+                # A free one each: several clusters of one machine would meet at the fixed one.
+                *("--ray-client-server-port", str(free_port())),
+            ],
+            self.environment,
+            self.folder / "head.log",
+        )
+        self._wait(self.dashboard_port)
+        for _ in range(self.count):
+            self.add_worker()
+        self.wait_for_nodes(self.count + 1)
+        return self
+
+    def add_worker(self, cpus: float | None = None, environment: Mapping[str, str] | None = None) -> Node:
+        """Have one more node join; ``wait_for_nodes`` says when it has."""
+        node = Node(
+            [
+                *("start", "--block", "--disable-usage-stats", "--address", self.address),
+                *("--num-cpus", str(self.cpus if cpus is None else cpus)),
+            ],
+            {**self.environment, **(environment or {})},
+            self.folder / "workers.log",
+        )
+        self.workers.append(node)
+        return node
+
+    def nodes(self) -> int:
+        """Nodes that are alive, as the control store knows them."""
+        from ray.util.state import list_nodes
+
+        before = {key: os.environ.get(key) for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+        os.environ.update({key: self.environment[key] for key in before})
+        try:
+            return sum(one.state == "ALIVE" for one in list_nodes(address=self.dashboard, limit=1000))
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Wait until so many nodes are alive.
+
+        Raises:
+            TimeoutError: They do not come.
+        """
+        until = time.monotonic() + START_SECONDS
+        while self.nodes() != count:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.nodes()} nodes are alive, not {count}; see {self.folder}/*.log")
+            time.sleep(0.5)
+
+    def _wait(self, port: int) -> None:
+        until = time.monotonic() + START_SECONDS
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+            if self.head.process.poll() is not None or time.monotonic() > until:
+                raise TimeoutError(f"the head does not answer; see {self.folder / 'head.log'}")
+            time.sleep(0.2)
+
+    def __exit__(self, *raised: object) -> None:
+        for node in [*self.workers, self.head]:
+            node.stop()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main(workers: str = "0", cpus: str = "") -> None:
+    """Start, say how it is talked to, and wait for Ctrl-C."""
+    cores = os.cpu_count() or 1
+    each = float(cpus) if cpus else max(1, cores // max(1, int(workers)))
+    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp/pmray-cluster"))
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    with (
+        suppress(KeyboardInterrupt),
+        LocalCluster(int(workers), each, folder=folder, port=6379, dashboard_port=8265) as cluster,
+    ):
+        print(
+            f"A cluster of {workers} workers with {each:g} CPUs each. In another shell:\n\n"
+            f"  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN={cluster.token}\n"
+            f"  pmray doctor --address {cluster.address}\n"
+            f"  pmray submit sweep jobs/specs/reviews.yaml --address {cluster.dashboard} --follow\n\n"
+            "Ctrl-C ends the cluster.",
+            flush=True,
+        )
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

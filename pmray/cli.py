@@ -69,6 +69,11 @@ Labels = Annotated[
 ]
 
 
+Report = Annotated[
+    Path | None, typer.Option(help="Also write what was found as an HTML file that needs no network.", metavar="FILE")
+]
+
+
 class SliceSearch(StrEnum):
     """How slices are looked for."""
 
@@ -188,7 +193,13 @@ def sweep(
     from pmray.workflow import sweep as run_sweep
 
     swept = run_sweep(checked, address=address, fresh=fresh, strict=strict)
-    result = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), **swept.verdict.to_json()}
+    result = {
+        "folder": swept.folder,
+        "bundle": swept.bundle,
+        "version": str(swept.version),
+        "report": swept.report,
+        **swept.verdict.to_json(),
+    }
     return result, None
 
 
@@ -261,6 +272,7 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Also write every row's prediction (.parquet or .csv).")
     ] = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Score a model, or predictions in a file, on labelled rows: metrics, calibration, slices, errors."""
@@ -285,6 +297,10 @@ def evaluate(
         )
     if predictions:
         save_predictions(found, predictions)
+    if report:
+        from pmray.report.page import evaluation_page, write_page
+
+        console.print(f"report: {write_page(report, evaluation_page(found))}")
     return found.to_json(), lambda console: console.print(evaluation_table(found))
 
 
@@ -299,6 +315,7 @@ def compare(
     labels: Labels = None,
     examples: Annotated[int, typer.Option(min=0, help="Show so many rows on which they disagree.")] = 5,
     registry: Registry = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Compare models on the same labelled rows, with paired tests."""
@@ -320,6 +337,10 @@ def compare(
             examples=examples,
             progress=progress,
         )
+    if report:
+        from pmray.report.page import comparison_page, write_page
+
+        console.print(f"report: {write_page(report, comparison_page(found))}")
     return found.to_json(), lambda console: console.print(comparison_table(found))
 
 
@@ -396,6 +417,28 @@ def show(
 
     found = read_run(find_run(run, storage))
     return found, lambda console: console.print(run_told(found))
+
+
+@app.command()
+@_answering
+def report(
+    run: Annotated[str, typer.Argument(help="Name of a run, or its folder.", metavar="RUN")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: report.html in the run folder.", metavar="FILE")
+    ] = None,
+    without_rows: Annotated[
+        bool, typer.Option("--without-rows", help="Show no texts and images, for readers who may not see the data.")
+    ] = False,
+    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    as_json: AsJson = False,
+) -> Answer:
+    """Write the report of a run, decided or under way, as one HTML file that needs no network."""
+    from pmray.reporting import write_report
+    from pmray.run import find_run
+
+    path = write_report(find_run(run, storage), output, show_rows=not without_rows)
+    shown = {"report": path, "bytes": path.stat().st_size}
+    return shown, lambda console: console.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command()

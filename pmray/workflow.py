@@ -37,6 +37,7 @@ from pmray.report.console import (
     steps,
     verdict_panel,
 )
+from pmray.reporting import write_report
 from pmray.run import Run, open_run
 from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
@@ -72,6 +73,8 @@ class Swept:
     folder: Path
     """The run folder."""
     outcomes: Sequence[Outcome]
+    report: Path | None = None
+    """One HTML file; None where it could not be written."""
 
 
 def rank(
@@ -140,12 +143,15 @@ def sweep(
                 works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
         bundle = _export(prepared, run, winner, verdict)
         version = _register(prepared, bundle, verdict, winner)
+        report = _report(run, console)
         _tidy(run)
         console.print(verdict_panel(verdict))
         if table := failures_table(list(latest(run.ledger.outcomes).values())):
             console.print(table)
         console.print(f"winner: {bundle}\nregistered: {version} as champion in {spec.registry_uri}\nrun: {run.folder}")
-        return Swept(verdict, bundle, version, run.folder, tuple(run.ledger.outcomes))
+        if report:
+            console.print(f"report: {report}")
+        return Swept(verdict, bundle, version, run.folder, tuple(run.ledger.outcomes), report)
 
 
 def fit(
@@ -597,6 +603,15 @@ def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcom
     metrics |= {f"test_{verdict.metric}_low": line.score.low, f"test_{verdict.metric}_high": line.score.high}
     params = {"candidate": winner.candidate, "seed": winner.seed, **winner.recipe}
     return register(open_bundle(bundle), prepared.spec.registry_uri, metrics=metrics, params=params)
+
+
+def _report(run: Run, console: Console) -> Path | None:
+    """Write the report; what goes wrong there does not undo a decision."""
+    try:
+        return write_report(run.folder)
+    except Exception as error:  # noqa: BLE001
+        console.print(f"[yellow]the report could not be written ({error}); `pmray report {run.folder}` tries again[/]")
+        return None
 
 
 def _tidy(run: Run) -> None:

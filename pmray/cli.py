@@ -41,6 +41,12 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
+AsEvents = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Write one JSON document to standard output, and progress to standard error, one event a line."
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster, such as auto or ray://head:10001. Default: RAY_ADDRESS, or this machine."),
@@ -55,6 +61,8 @@ Columns = Annotated[
         "--column", help="Role=column of the data, such as text=message. May be repeated.", metavar="ROLE=NAME"
     ),
 ]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write neither notes nor progress.")]
 
 MODEL_KINDS = (
     "Bundle folder, NAME[@alias] in the registry, URL of an endpoint, folder or Hub id of a transformers model with a "
@@ -100,7 +108,7 @@ def _answering(command: Callable[..., Answer]) -> Callable[..., None]:
         if as_json:
             sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
         elif show:
-            from pmray.report.console import people
+            from pmray.report.progress import people
 
             show(people(answer=True))
         if code:
@@ -166,15 +174,22 @@ def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_jso
 @app.command()
 @_answering
 def rank(
-    spec: SpecFile, set_: Overrides = None, address: Address = None, strict: Strict = False, as_json: AsJson = False
+    spec: SpecFile,
+    set_: Overrides = None,
+    address: Address = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Order the candidates without fine-tuning them."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
+    from pmray.report.progress import people
     from pmray.workflow import rank as rank_candidates
 
-    ranked = rank_candidates(checked, address=address, strict=strict)
+    console = people(events=as_json, quiet=quiet)
+    ranked = rank_candidates(checked, address=address, strict=strict, console=console)
     return [asdict(one) for one in ranked], None
 
 
@@ -186,13 +201,16 @@ def sweep(
     address: Address = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run aside and start over.")] = False,
     strict: Strict = False,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
+    from pmray.report.progress import people
     from pmray.workflow import sweep as run_sweep
 
-    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict)
+    console = people(events=as_json, quiet=quiet)
+    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict, console=console)
     result = {
         "folder": swept.folder,
         "bundle": swept.bundle,
@@ -215,7 +233,8 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
     set_: Overrides = None,
     address: Address = None,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Fine-tune one candidate and export it; the test rows stay sealed."""
     changes = _pairs(recipe, "--recipe")
@@ -223,9 +242,11 @@ def fit(
     checked.candidate(candidate)
     from pmray.bundle import open_bundle
     from pmray.report.console import key_values
+    from pmray.report.progress import people
     from pmray.workflow import fit as fit_candidate
 
-    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address)
+    console = people(events=as_json, quiet=quiet)
+    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address, console=console)
     settings = dict(open_bundle(folder).settings)
     shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
     return {**shown, "settings": settings}, lambda console: console.print(key_values("", shown))
@@ -239,7 +260,8 @@ def pretrain(
     set_: Overrides = None,
     address: Address = None,
     strict: Strict = False,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Go on with the pre-training of models on texts without labels; each becomes a folder that is a candidate."""
     checked = _spec(spec, set_)
@@ -247,8 +269,10 @@ def pretrain(
 
     from pmray.pretraining import pretrain as pretrain_candidates
     from pmray.report.console import pretraining_table
+    from pmray.report.progress import people
 
-    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict)
+    console = people(events=as_json, quiet=quiet)
+    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict, console=console)
     return [asdict(one) for one in adapted], lambda console: console.print(pretraining_table(adapted))
 
 
@@ -278,8 +302,8 @@ def evaluate(
     """Score a model, or predictions in a file, on labelled rows: metrics, calibration, slices, errors."""
     from pmray.evaluation import evaluate as evaluate_model
     from pmray.evaluation import save_predictions
-    from pmray.report.console import counted, people
     from pmray.report.evaluation import evaluation_table
+    from pmray.report.progress import counted, people
 
     console = people()
     with counted(console, "evaluating") as progress:
@@ -320,8 +344,8 @@ def compare(
 ) -> Answer:
     """Compare models on the same labelled rows, with paired tests."""
     from pmray.comparison import compare as compare_models
-    from pmray.report.console import counted, people
     from pmray.report.evaluation import comparison_table
+    from pmray.report.progress import counted, people
 
     if len(models) < 3:
         raise typer.BadParameter("give two or more models, and the data last")
@@ -357,7 +381,7 @@ def serve(
     address: Address = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C (or SIGTERM), which ends it with exit code 0."""
-    from pmray.report.console import people
+    from pmray.report.progress import people
     from pmray.serving.app import deploy
     from pmray.spec import Serve
 

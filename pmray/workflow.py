@@ -29,14 +29,8 @@ from pmray.export import export, has_weights, is_exported
 from pmray.fitting import described, encode, fit_works, prepare_run, within_disk
 from pmray.preparation import Prepared
 from pmray.registry import Version, register
-from pmray.report.console import (
-    TrialBoard,
-    failures_table,
-    people,
-    rank_table,
-    steps,
-    verdict_panel,
-)
+from pmray.report.console import failures_table, rank_table, verdict_panel
+from pmray.report.progress import TrialBoard, people, steps
 from pmray.reporting import write_report
 from pmray.run import Run, open_run
 from pmray.scoring.calibration import rescaled
@@ -322,7 +316,14 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         # By an earlier run of this folder.
         console.print(f"[yellow]no further trial is started: {reason}[/]")
         return
-    board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1])
+    board = TrialBoard(
+        console,
+        "sweep",
+        prepared.metric,
+        left,
+        left * prepared.rungs[-1],
+        budgets=lambda: spent.used(spec.search, time.time() - started),
+    )
     with board:
 
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:

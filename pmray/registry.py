@@ -34,7 +34,13 @@ class Version:
 
 
 def register(
-    bundle: Bundle, uri: str, *, metrics: Mapping[str, float], params: Mapping[str, Any], alias: str = CHAMPION
+    bundle: Bundle,
+    uri: str,
+    *,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+    alias: str = CHAMPION,
+    run_id: str | None = None,
 ) -> Version:
     """Add a bundle as a new version and give it the alias; the same bundle again gives the version it has.
 
@@ -44,6 +50,7 @@ def register(
         metrics: Numbers for MLflow's run page, such as the test score and its interval.
         params: Recipe and candidate.
         alias: Whom it replaces.
+        run_id: MLflow's run that made the bundle, where there is one; by default a new one gets metrics and params.
 
     Raises:
         RegistryError: The registry cannot be reached.
@@ -59,21 +66,25 @@ def register(
             (one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get("pmray.key") == key), None
         )
         if version is None:
-            experiment = client.get_experiment_by_name(name)
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-            run = client.create_run(experiment_id, run_name=key)
-            for metric, value in metrics.items():
-                client.log_metric(run.info.run_id, metric, value)
-            for param, value in params.items():
-                client.log_param(run.info.run_id, param, value)
-            client.set_terminated(run.info.run_id)
+            made_by = run_id or _own_run(client, name, key, metrics, params)
             version = client.create_model_version(
-                name, source=bundle.folder.as_uri(), run_id=run.info.run_id, tags={"pmray.key": key}
+                name, source=bundle.folder.as_uri(), run_id=made_by, tags={"pmray.key": key}
             )
         client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
         raise RegistryError(f"the registry at {uri} refused {name!r}: {error.message}") from None
     return Version(name, str(version.version), bundle.folder, (alias,))
+
+
+def _own_run(client: MlflowClient, name: str, key: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> str:
+    experiment = client.get_experiment_by_name(name)
+    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(name), run_name=key)
+    for metric, value in metrics.items():
+        client.log_metric(run.info.run_id, metric, value)
+    for param, value in params.items():
+        client.log_param(run.info.run_id, param, value)
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
 
 
 def find(reference: str, uri: str) -> Version:

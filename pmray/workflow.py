@@ -45,6 +45,7 @@ from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
+from pmray.tracking import describe_model, story_of, track
 from pmray.training.trial import (
     Facts,
     Work,
@@ -136,8 +137,8 @@ def sweep(
                 # The run had been decided for another winner, and this one's weights deleted.
                 works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
         bundle = _export(prepared, run, winner, verdict)
-        version = _register(prepared, bundle, verdict, winner)
         report = _report(run, console)
+        version = _register(prepared, run, bundle, verdict, winner)
         _tidy(run)
         console.print(verdict_panel(verdict))
         if table := failures_table(list(latest(run.ledger.outcomes).values())):
@@ -598,12 +599,16 @@ def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> 
     return export(prepared, run, winner, run.bundle, verdict=verdict, deployed_score=deployed)
 
 
-def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
+def _register(prepared: Prepared, run: Run, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
     line = verdict.line(verdict.winner)
     metrics = {f"test_{name}": interval.value for name, interval in line.metrics.items()}
     metrics |= {f"test_{verdict.metric}_low": line.score.low, f"test_{verdict.metric}_high": line.score.high}
     params = {"candidate": winner.candidate, "seed": winner.seed, **winner.recipe}
-    return register(open_bundle(bundle), prepared.spec.registry_uri, metrics=metrics, params=params)
+    uri = prepared.spec.registry_uri
+    runs = track(story_of(prepared, run), uri)
+    opened = open_bundle(bundle)
+    describe_model(opened)
+    return register(opened, uri, metrics=metrics, params=params, run_id=runs.get(winner.key))
 
 
 def _report(run: Run, console: Console) -> Path | None:

@@ -34,6 +34,7 @@ from pmray.report.svg import Axis, key, number, series, span, ticks
 from pmray.scoring.intervals import Interval
 from pmray.selection.ledger import Outcome
 from pmray.selection.verdict import show
+from pmray.slices import MIN_ROWS
 
 MOST_CLASSES = 20
 """Classes of a matrix that is still read; of more, the most frequent confusions and the worst classes are shown."""
@@ -445,6 +446,9 @@ def _of_rows(facts: RunFacts) -> list[Section]:
         sections.append(_section("calibration", "Calibration", "calibration", _calibration(rows.calibration, changes)))
     if rows.slices and rows.slices.slices:
         sections.append(_section("slices", "Worst slices", "slices", _worst(rows.slices)))
+    else:
+        few = f"No slice of these {rows.rows} rows has the {MIN_ROWS} rows that it takes to say something about it."
+        sections.append(Section("slices", "Worst slices", Markup("<p>{}</p>").format(few)))
     sections.append(_section("mistakes", "Most confident errors", "mistakes", rows))
     if rows.disagreement:
         sections.append(_section("disagreement", "Winner and runner-up", "runner_up", rows.disagreement))

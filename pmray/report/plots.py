@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from scipy.stats import binomtest
 
 from pmray.reliability import Reliability
 from pmray.report.search_facts import CostPoint, Curve, Effect, Ranking
@@ -15,6 +16,8 @@ from pmray.selection.verdict import show
 Styles = Mapping[str, tuple[int, str]]
 """Model -> its shape and colour class, the same in all plots; see ``svg.series``."""
 
+FEW_PREDICTIONS = 10
+"""Predictions of a bin below which its share says nothing, and its mark is hollow."""
 FEW_VALUES = 4
 """Values of a hyper-parameter that stand side by side, not on a scale."""
 
@@ -122,8 +125,9 @@ def effect_plot(candidate: str, effect: Effect, score: str) -> Markup:
 
 
 def reliability_plot(found: Reliability) -> Markup:
-    """Share right against confidence; the dashed line is where they agree."""
-    low = min([one.confidence for one in found.bins] + [one.right for one in found.bins])
+    """Share right against confidence, with 95 % intervals; the dashed line is where they agree."""
+    full = [one for one in found.bins if one.count >= FEW_PREDICTIONS]
+    low = min((value for one in full for value in (one.confidence, one.right)), default=0.0)
     start = max(0.0, min(0.45, low - 0.05))
     plot = Plot(
         f"Share right against confidence in {len(found.bins)} bins; expected calibration error {found.ece:.3f}",
@@ -131,8 +135,10 @@ def reliability_plot(found: Reliability) -> Markup:
         Axis("share right", start, 1.02),
     )
     plot.line([(start, start), (1.0, 1.0)], "rule", "calibrated")
-    plot.line([(one.confidence, one.right) for one in found.bins], "s0")
+    plot.line([(one.confidence, one.right) for one in full], "s0")
     for one in found.bins:
+        share = binomtest(round(one.count * one.right), one.count).proportion_ci(method="wilson")
+        plot.bar(one.confidence, max(start, share.low), share.high, "s0" if one in full else "s0 faded")
         told = f"{one.count} predictions: confidence {one.confidence:.3f}, right {one.right:.3f}"
-        plot.mark(one.confidence, one.right, 0, "s0", told)
+        plot.mark(one.confidence, one.right, 0, "s0" if one in full else "s0 open faded", told)
     return plot.svg()

@@ -204,7 +204,8 @@ def ranking(outcomes: Iterable[Outcome], agreed: Mapping[str, Any] | None) -> Ra
     if not ranked:
         return None
     names = list(ranked)
-    proxies = list(ranked[names[0]])
+    # A candidate that a proxy could not judge is ranked by those that judged all.
+    proxies = [proxy for proxy in ranked[names[0]] if all(proxy in ranked[name] for name in names)]
     ranks = np.mean([rankdata([-ranked[name][proxy] for name in names], method="ordinal") for proxy in proxies], axis=0)
     tuned = trials_of(every)
     reached = {name: {rung for one in tuned.get(name, ()) for rung, _ in one.curve} for name in names}
@@ -216,7 +217,7 @@ def ranking(outcomes: Iterable[Outcome], agreed: Mapping[str, Any] | None) -> Ra
         return max(scores, default=None)
 
     places = [
-        Place(name, ranked[name], float(rank), name in tuned, best(name))
+        Place(name, {proxy: ranked[name][proxy] for proxy in proxies}, float(rank), name in tuned, best(name))
         for name, rank in zip(names, ranks, strict=True)
     ]
     return Ranking(

@@ -32,6 +32,8 @@ STATES = {"done": "FINISHED", "stopped": "KILLED"}
 """State of an outcome -> status of its MLflow run; all others have failed."""
 LONGEST = 5_000
 """Characters of a tag."""
+MEASURED = ("loss", "train_seconds", "examples_per_second", "latency_ms", "parameters", "temperature")
+"""Facts of a trial that are numbers worth a chart."""
 MLMODEL = "MLmodel"
 FILES = ("spec.yaml", "environment.json", LEDGER, FINDINGS, VERDICT)
 
@@ -163,7 +165,9 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         return str(found.experiment_id)
     # A database file has no folder of its own for artefacts, and MLflow would take the present directory.
     place = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name if uri.startswith("sqlite:///") else None
-    return str(client.create_experiment(name, place.absolute().as_uri() if place else None))
+    # Else its pages open among those for prompts and traces.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(name, place.absolute().as_uri() if place else None, tags=kind))
 
 
 def _known(client: MlflowClient, experiment: str, sweep: str) -> dict[str, str]:
@@ -206,12 +210,13 @@ def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str) 
         for seen, score in outcome.curve
     ]
     if outcome.score is not None:
-        metrics.append(Metric("best", outcome.score, end, outcome.examples))
+        metrics.append(Metric("best", outcome.score, end, 0))
     if interval := outcome.facts.get("interval"):
         metrics += [
             Metric(f"best_{side}", value, end, 0) for side, value in zip(("low", "high"), interval, strict=True)
         ]
-    metrics += [Metric(name, value, end, 0) for name, value in _numbers(outcome.facts).items()]
+    measured = _numbers({name: outcome.facts.get(name) for name in MEASURED})
+    metrics += [Metric(name, value, end, 0) for name, value in measured.items()]
     metrics.append(Metric("seconds", outcome.seconds, end, 0))
     params = {"candidate": outcome.candidate, "seed": outcome.seed, **outcome.recipe}
     tags = {"pmray.status": outcome.status, "host": outcome.facts.get("host"), "pmray.error": outcome.error}

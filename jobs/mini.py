@@ -17,7 +17,8 @@ from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.errors import NoVerdict, PmrayError
 from pmray.preparation import Prepared, encode_all, prepare
-from pmray.report.console import people, rank_table, verdict_panel
+from pmray.report.console import rank_table, verdict_panel
+from pmray.report.progress import people
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, Stage, outcome_of
 from pmray.selection.proxies import Ranked, linear_probe, logme, thin

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pmray.planning import Plan, plan
     from pmray.pretraining import Adapted, pretrain
     from pmray.registry import promote
+    from pmray.reporting import write_report
     from pmray.serving.app import Deployed, deploy
     from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec
     from pmray.spec_file import load_spec, spec_from
@@ -53,6 +54,7 @@ _HOME = {
     **dict.fromkeys(("Round", "watch"), "live.watch"),
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
+    "write_report": "reporting",
     **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
     **dict.fromkeys(("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"), "spec"),
     **dict.fromkeys(("load_spec", "spec_from"), "spec_file"),
@@ -104,6 +106,7 @@ __all__ = [
     "spec_from",
     "sweep",
     "watch",
+    "write_report",
 ]
 
 

@@ -42,6 +42,12 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
+AsEvents = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Write one JSON document to standard output, and progress to standard error, one event a line."
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster, such as auto or ray://head:10001. Default: RAY_ADDRESS, or this machine."),
@@ -60,6 +66,8 @@ Columns = Annotated[
     ),
 ]
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write neither notes nor progress.")]
+
 MODEL_KINDS = (
     "Bundle folder, NAME[@alias] in the registry, URL of an endpoint, folder or Hub id of a transformers model with a "
     "classification head, or file of predictions (.csv, .parquet)."
@@ -70,6 +78,11 @@ Labels = Annotated[
         help="Names of the outputs, in order, of a model that calls them LABEL_0; for predictions, all labels.",
         metavar="A,B",
     ),
+]
+
+
+Report = Annotated[
+    Path | None, typer.Option(help="Also write what was found as an HTML file that needs no network.", metavar="FILE")
 ]
 
 
@@ -99,7 +112,7 @@ def _answering(command: Callable[..., Answer]) -> Callable[..., None]:
         if as_json:
             sys.stdout.write(json.dumps(values, indent=2, default=_plain) + "\n")
         elif show:
-            from pmray.report.console import people
+            from pmray.report.progress import people
 
             show(people(answer=True))
         if code:
@@ -170,15 +183,18 @@ def rank(
     address: Address = None,
     strict: Strict = False,
     force: Force = False,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Order the candidates without fine-tuning them."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
+    from pmray.report.progress import people
     from pmray.workflow import rank as rank_candidates
 
-    ranked = rank_candidates(checked, address=address, strict=strict, force=force)
+    console = people(events=as_json, quiet=quiet)
+    ranked = rank_candidates(checked, address=address, strict=strict, force=force, console=console)
     return [asdict(one) for one in ranked], None
 
 
@@ -191,14 +207,23 @@ def sweep(
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run aside and start over.")] = False,
     strict: Strict = False,
     force: Force = False,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
     checked = _spec(spec, set_)  # before the imports, which take seconds
+    from pmray.report.progress import people
     from pmray.workflow import sweep as run_sweep
 
-    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict, force=force)
-    result = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), **swept.verdict.to_json()}
+    console = people(events=as_json, quiet=quiet)
+    swept = run_sweep(checked, address=address, fresh=fresh, strict=strict, force=force, console=console)
+    result = {
+        "folder": swept.folder,
+        "bundle": swept.bundle,
+        "version": str(swept.version),
+        "report": swept.report,
+        **swept.verdict.to_json(),
+    }
     return result, None
 
 
@@ -215,7 +240,8 @@ def fit(
     set_: Overrides = None,
     address: Address = None,
     force: Force = False,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Fine-tune one candidate and export it; the test rows stay sealed."""
     changes = _pairs(recipe, "--recipe")
@@ -223,9 +249,11 @@ def fit(
     checked.candidate(candidate)
     from pmray.bundle import open_bundle
     from pmray.report.console import key_values
+    from pmray.report.progress import people
     from pmray.workflow import fit as fit_candidate
 
-    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address, force=force)
+    console = people(events=as_json, quiet=quiet)
+    folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address, force=force, console=console)
     settings = dict(open_bundle(folder).settings)
     shown = {"bundle": folder, "metric": settings["metric"], "validation_score": settings["validation_score"]}
     return {**shown, "settings": settings}, lambda console: console.print(key_values("", shown))
@@ -240,7 +268,8 @@ def pretrain(
     address: Address = None,
     strict: Strict = False,
     force: Force = False,
-    as_json: AsJson = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> Answer:
     """Go on with the pre-training of models on texts without labels; each becomes a folder that is a candidate."""
     checked = _spec(spec, set_)
@@ -248,8 +277,10 @@ def pretrain(
 
     from pmray.pretraining import pretrain as pretrain_candidates
     from pmray.report.console import pretraining_table
+    from pmray.report.progress import people
 
-    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict, force=force)
+    console = people(events=as_json, quiet=quiet)
+    adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict, force=force, console=console)
     return [asdict(one) for one in adapted], lambda console: console.print(pretraining_table(adapted))
 
 
@@ -273,13 +304,14 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Also write every row's prediction (.parquet or .csv).")
     ] = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Score a model, or predictions in a file, on labelled rows: metrics, calibration, slices, errors."""
     from pmray.evaluation import evaluate as evaluate_model
     from pmray.evaluation import save_predictions
-    from pmray.report.console import counted, people
     from pmray.report.evaluation import evaluation_table
+    from pmray.report.progress import counted, people
 
     console = people()
     with counted(console, "evaluating") as progress:
@@ -297,6 +329,10 @@ def evaluate(
         )
     if predictions:
         save_predictions(found, predictions)
+    if report:
+        from pmray.report.page import evaluation_page, write_page
+
+        console.print(f"report: {write_page(report, evaluation_page(found))}")
     return found.to_json(), lambda console: console.print(evaluation_table(found))
 
 
@@ -311,12 +347,13 @@ def compare(
     labels: Labels = None,
     examples: Annotated[int, typer.Option(min=0, help="Show so many rows on which they disagree.")] = 5,
     registry: Registry = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Compare models on the same labelled rows, with paired tests."""
     from pmray.comparison import compare as compare_models
-    from pmray.report.console import counted, people
     from pmray.report.evaluation import comparison_table
+    from pmray.report.progress import counted, people
 
     if len(models) < 3:
         raise typer.BadParameter("give two or more models, and the data last")
@@ -332,6 +369,10 @@ def compare(
             examples=examples,
             progress=progress,
         )
+    if report:
+        from pmray.report.page import comparison_page, write_page
+
+        console.print(f"report: {write_page(report, comparison_page(found))}")
     return found.to_json(), lambda console: console.print(comparison_table(found))
 
 
@@ -366,7 +407,7 @@ def serve(
     API keys come from PMRAY_API_KEYS or PMRAY_API_KEYS_FILE. A model served by its name follows the registry's alias.
     """
     settings = _serve_settings({"host": host, "port": port, "replicas": replicas, **_pairs(set_, "--set")})
-    from pmray.report.console import people
+    from pmray.report.progress import people
     from pmray.serving.app import deploy
 
     console = people()
@@ -426,7 +467,7 @@ def watch(
     from pmray.live.console import round_table, told
     from pmray.live.promotion import rules_from
     from pmray.live.watch import rounds
-    from pmray.report.console import people
+    from pmray.report.progress import people
 
     rules, console = rules_from(_pairs(rule, "--rule")), people()
     uri = _registry(registry)
@@ -478,6 +519,28 @@ def show(
 
     found = read_run(find_run(run, storage))
     return found, lambda console: console.print(run_told(found))
+
+
+@app.command()
+@_answering
+def report(
+    run: Annotated[str, typer.Argument(help="Name of a run, or its folder.", metavar="RUN")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: report.html in the run folder.", metavar="FILE")
+    ] = None,
+    without_rows: Annotated[
+        bool, typer.Option("--without-rows", help="Show no texts and images, for readers who may not see the data.")
+    ] = False,
+    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    as_json: AsJson = False,
+) -> Answer:
+    """Write the report of a run, decided or under way, as one HTML file that needs no network."""
+    from pmray.reporting import write_report
+    from pmray.run import find_run
+
+    path = write_report(find_run(run, storage), output, show_rows=not without_rows)
+    shown = {"report": path, "bytes": path.stat().st_size}
+    return shown, lambda console: console.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command()

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pmray.data.labelled import inputs_of
 from pmray.data.split import group_numbers
 from pmray.errors import DataError
-from pmray.evaluation import inputs_of
 from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict, trained_columns
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.paired import Paired, groups, holm, mcnemar, paired_bootstrap
@@ -270,5 +270,5 @@ def _examples(
     shown = {name: task.shown(one[positions]) for name, one in said.items()}
     return tuple(
         Disagreement(row_id, true[place], {name: values[place] for name, values in shown.items()}, inputs)
-        for place, (row_id, inputs) in enumerate(zip(ids, inputs_of(rows, positions.tolist()), strict=True))
+        for place, (row_id, inputs) in enumerate(zip(ids, inputs_of(rows.table, positions.tolist()), strict=True))
     )

@@ -16,11 +16,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pmray.data.labelled import LabelledRows
+from pmray.data.labelled import LabelledRows, inputs_of, texts_of
 from pmray.data.split import group_numbers
 from pmray.errors import DataError
 from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict
-from pmray.reliability import Reliability, reliability
+from pmray.reliability import Reliability, reliability, surest_error
+from pmray.report.row_facts import picture
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.metrics import confusion
 from pmray.scoring.probabilities import lines_of, probability_metrics
@@ -28,9 +29,6 @@ from pmray.scoring.ragged import is_ragged
 from pmray.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_by, worst_slices
 from pmray.spec import Source
 from pmray.tasks.base import Outcomes, Task
-
-INPUTS = ("text", "text_pair", "words")
-"""Roles that hold what a person can read."""
 
 PROBABILITY_DRAWS = 200
 """Bootstrap draws of metrics of probabilities, which cost more than those of counts."""
@@ -80,6 +78,8 @@ class Evaluation:
     """None where no search was asked for."""
     mistakes: Sequence[Mistake] = ()
     """As many as were asked for, most confident first; without scores, in the order of the rows."""
+    pictures: Sequence[str] = field(default=(), repr=False)
+    """Small copies of the mistakes' images as data URLs; empty where rows have none."""
     row_ids: Sequence[str] = field(default=(), repr=False)
     scores: NDArray[Any] | None = field(default=None, repr=False)
     """Score vectors, shape (rows, labels) or ragged."""
@@ -91,7 +91,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as plain values, without the rows."""
-        hidden = ("row_ids", "scores", "true", "said", "outcomes", "task")
+        hidden = ("pictures", "row_ids", "scores", "true", "said", "outcomes", "task")
         return {key: _plain(value) for key, value in vars(self).items() if key not in hidden}
 
 
@@ -177,14 +177,16 @@ def evaluate_predicted(
     sliced = {name: slices_by(name, _sliced_column(rows, name), right, outcomes, metric, **options) for name in wanted}
     searched = None
     if slices == "auto":
-        searched = worst_slices(_other_columns(rows), _texts(rows), right, outcomes, metric, **options)
+        searched = worst_slices(_other_columns(rows), texts_of(rows.table), right, outcomes, metric, **options)
+    wrong = _surest_mistakes(predicted, targets, right)[:errors]
     return _evaluation(
         predicted,
         targets,
         draws,
         slices=sliced,
         worst_slices=searched,
-        mistakes=_mistakes(predicted, targets, right, errors) if errors else (),
+        mistakes=_mistakes(predicted, targets, wrong),
+        pictures=[picture(rows.table, place) for place, _ in wrong] if "image" in rows.table.column_names else (),
     )
 
 
@@ -224,15 +226,6 @@ def _evaluation(predicted: Predicted, targets: NDArray[Any], draws: int, **more:
     )
 
 
-def inputs_of(rows: LabelledRows, positions: Sequence[int]) -> list[dict[str, str]]:
-    """The readable inputs of some rows, role -> text."""
-    some = rows.table.select([role for role in INPUTS if role in rows.table.column_names])
-    if not some.column_names:
-        return [{} for _ in positions]
-    taken = some.take(np.asarray(positions, dtype=np.int64)).to_pylist()
-    return [{role: _as_text(value) for role, value in row.items()} for row in taken]
-
-
 def save_predictions(found: Evaluation, path: Path) -> None:
     """Write one line a row, as Parquet or CSV by the file's suffix: its id, its label(s), what was said, all scores."""
     columns: dict[str, Any] = {
@@ -254,21 +247,10 @@ def save_predictions(found: Evaluation, path: Path) -> None:
 def _sliced_column(rows: LabelledRows, name: str) -> pa.ChunkedArray | NDArray[np.int64]:
     """The column to slice by; ``length`` is made from the texts unless the data has a column of that name."""
     if name == LENGTH and LENGTH not in rows.columns.column_names:
-        if not (texts := _texts(rows)):
+        if not (texts := texts_of(rows.table)):
             raise DataError("slices by length need the texts; name their column, such as `--column text=NAME`")
         return lengths(texts)
     return rows.column(name)
-
-
-def _texts(rows: LabelledRows) -> list[tuple[str, ...]]:
-    """Input texts of each row; none where the data has none."""
-    columns = [rows.table[role].to_pylist() for role in INPUTS if role in rows.table.column_names]
-    return [tuple(_as_text(value) for value in row) for row in zip(*columns, strict=True)]
-
-
-def _as_text(value: str | list[str] | None) -> str:
-    """A text, or words with the white space after each, as one text."""
-    return "".join(value).rstrip() if isinstance(value, list) else value or ""
 
 
 def _other_columns(rows: LabelledRows) -> dict[str, pa.ChunkedArray]:
@@ -333,42 +315,32 @@ def _calibration(predicted: Predicted, halves: Halves | None) -> Reliability | N
     return reliability(np.take_along_axis(scores, said, axis=1)[:, 0], true[:, 0] == said[:, 0])
 
 
-def _mistakes(predicted: Predicted, targets: NDArray[Any], right: NDArray[np.bool_], count: int) -> list[Mistake]:
+def _surest_mistakes(
+    predicted: Predicted, targets: NDArray[Any], right: NDArray[np.bool_]
+) -> list[tuple[int, float | None]]:
+    """Positions of the wrong rows with the confidence in them, the most confident first."""
     wrong = np.flatnonzero(~right)
-    confidence = None
-    if predicted.scores is not None:
-        rows = zip(predicted.scores[wrong], targets[wrong], predicted.said[wrong], strict=True)
-        confidence = np.array([_surest_error(*row) for row in rows])
-        order = np.argsort(-confidence, kind="stable")
-        wrong, confidence = wrong[order], confidence[order]
-    wrong = wrong[:count]
-    ids = predicted.rows.table["row_id"].take(wrong).to_pylist()
+    if predicted.scores is None:
+        return [(place, None) for place in wrong.tolist()]
+    rows = zip(predicted.scores[wrong], targets[wrong], predicted.said[wrong], strict=True)
+    confidence = np.array([surest_error(*row) for row in rows])
+    order = np.argsort(-confidence, kind="stable")
+    return list(zip(wrong[order].tolist(), confidence[order].tolist(), strict=True))
+
+
+def _mistakes(predicted: Predicted, targets: NDArray[Any], wrong: Sequence[tuple[int, float | None]]) -> list[Mistake]:
+    places = [place for place, _ in wrong]
+    if not places:
+        return []
     shown = zip(
-        ids,
-        predicted.task.shown(targets[wrong]),
-        predicted.task.shown(predicted.said[wrong]),
-        inputs_of(predicted.rows, wrong.tolist()),
+        predicted.rows.table["row_id"].take(places).to_pylist(),
+        predicted.task.shown(targets[places]),
+        predicted.task.shown(predicted.said[places]),
+        (confidence for _, confidence in wrong),
+        inputs_of(predicted.rows.table, places),
         strict=True,
     )
-    return [
-        Mistake(row_id, is_true, was_said, None if confidence is None else float(confidence[place]), inputs)
-        for place, (row_id, is_true, was_said, inputs) in enumerate(shown)
-    ]
-
-
-def _surest_error(scores: NDArray[Any], true: NDArray[Any], said: NDArray[Any]) -> float:
-    """How sure the model was of what is wrong in a row.
-
-    Args:
-        scores: Score vector, (labels,), or one for each part, (parts, labels).
-        true: Label number, label bits, (labels,), or the number of each part, (parts,).
-        said: In the same form.
-    """
-    if np.ndim(true) == 0:
-        return float(scores[said])
-    # Of label bits, how sure the model was of the wrong bit; of parts, of what it said of the wrong part.
-    sure = np.where(said == 1, scores, 1 - scores) if scores.ndim == 1 else scores[np.arange(len(said)), said]
-    return float(np.where(true != said, sure, -np.inf).max(initial=-np.inf))
+    return [Mistake(*one) for one in shown]
 
 
 def _plain(value: Any) -> Any:

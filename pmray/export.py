@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from pmray.bundle import GOLDEN_ROWS, REFERENCE, REFERENCE_ROWS, SETTINGS, Bundl
 from pmray.data.encode import encode_table, read_arrow
 from pmray.live.reference import reference_table
 from pmray.preparation import Prepared
-from pmray.report.card import model_card
+from pmray.report.card import CardFacts, model_card
+from pmray.report.cost import cost_of
 from pmray.run import Run, environment
-from pmray.selection.ledger import Outcome
+from pmray.selection.ledger import Outcome, latest
 from pmray.selection.verdict import Verdict
-from pmray.spec import Recipe
+from pmray.spec import HubSource, Recipe
 from pmray.training.prediction import predict
 from pmray.training.trial import FACTS, checkpoint_folder, open_task, recipe_length, score_column
 
@@ -91,12 +93,36 @@ def export(
     bundle = open_bundle(partial)
     golden, reference = _samples(prepared, bundle)
     pq.write_table(reference, partial / REFERENCE)
-    write_settings(partial, settings, golden, model_card(settings, verdict))
+    card = model_card(settings, verdict, _card_facts(prepared, run, fit.candidate))
+    write_settings(partial, settings, golden, card)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(folder)
     run.keep(folder.relative_to(run.folder).as_posix())
     return folder
+
+
+def _card_facts(prepared: Prepared, run: Run, name: str) -> CardFacts:
+    """What a card tells of base model, data and cost."""
+    one, data = prepared.pretrained(name), prepared.spec.data
+    given = data.train if isinstance(data.train, list) else [data.train]
+    hub = [source.hub.path for source in given if isinstance(source, HubSource)]
+    hub += [source.removeprefix("hub:") for source in given if isinstance(source, str) and source.startswith("hub:")]
+    files = [Path(source).name for source in given if isinstance(source, str) and not source.startswith("hub:")]
+    column = prepared.dataset.train["label"].combine_chunks()
+    labels = (column if pa.types.is_string(column.type) else column.flatten()).to_pylist()
+    return CardFacts(
+        licence=one.licence,
+        languages=one.languages,
+        sources=[*hub, *files],
+        hub_data=hub,
+        label_counts=Counter(labels).most_common(),
+        warnings=[finding.message for finding in prepared.findings if finding.severity == "warning"],
+        cost=cost_of(
+            latest(run.ledger.outcomes).values(),
+            {candidate.name: prepared.spec.resources_of(candidate) for candidate in prepared.spec.candidates},
+        ),
+    )
 
 
 def _samples(prepared: Prepared, bundle: Bundle) -> tuple[pa.Table, pa.Table]:

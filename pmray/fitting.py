@@ -15,7 +15,8 @@ from pmray.distributed.encode import encode_shards
 from pmray.distributed.train import fit_all
 from pmray.errors import SpecError
 from pmray.preparation import Prepared
-from pmray.report.console import TrialBoard, findings_table, recipe_text, steps
+from pmray.report.console import findings_table, recipe_text
+from pmray.report.progress import TrialBoard, steps
 from pmray.run import Run
 from pmray.selection.ledger import latest, outcome_of
 from pmray.spec import Spec

@@ -14,7 +14,7 @@ from pmray import preparation
 from pmray.data.encode import encode_table
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.preparation import Prepared
-from pmray.report.console import people
+from pmray.report.progress import people
 from pmray.spec import Log, Range, Spec, Uniform
 from pmray.training.hardware import fastest_precision
 from pmray.training.model import Pretrained

@@ -18,7 +18,7 @@ from pmray.data.encode import Shard, encode_splits, encoding_key
 from pmray.data.load import Dataset, cached_data
 from pmray.data.split import sample
 from pmray.errors import CandidateUnavailable, NoVerdict, SpecError
-from pmray.report.console import steps
+from pmray.report.progress import steps
 from pmray.selection.ledger import Outcome, Stage, outcome_key
 from pmray.selection.search import Arm
 from pmray.spec import Candidate, Choice, Recipe, Spec

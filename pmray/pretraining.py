@@ -17,7 +17,8 @@ from pmray.errors import NoVerdict
 from pmray.export import has_weights
 from pmray.fitting import encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import check_command
-from pmray.report.console import failures_table, people
+from pmray.report.console import failures_table
+from pmray.report.progress import people
 from pmray.run import Run, open_run
 from pmray.selection.ledger import Outcome, latest
 from pmray.spec import Spec

@@ -53,6 +53,7 @@ def register(
     params: Mapping[str, Any],
     alias: str = CHAMPION,
     source: str = "",
+    run_id: str | None = None,
 ) -> Version:
     """Add a bundle as a new version and give it the alias; the same bundle again gives the version it has.
 
@@ -63,6 +64,7 @@ def register(
         params: Recipe and candidate.
         alias: Whom it replaces.
         source: URL of the bundle where it is kept in an object store; by default its folder.
+        run_id: MLflow's run that made the bundle, where there is one; by default a new one gets metrics and params.
 
     Raises:
         RegistryError: The registry cannot be reached.
@@ -78,21 +80,25 @@ def register(
             (one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get("pmray.key") == key), None
         )
         if version is None:
-            experiment = client.get_experiment_by_name(name)
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-            run = client.create_run(experiment_id, run_name=key)
-            for metric, value in metrics.items():
-                client.log_metric(run.info.run_id, metric, value)
-            for param, value in params.items():
-                client.log_param(run.info.run_id, param, value)
-            client.set_terminated(run.info.run_id)
+            made_by = run_id or _own_run(client, name, key, metrics, params)
             version = client.create_model_version(
-                name, source=source or bundle.folder.as_uri(), run_id=run.info.run_id, tags={"pmray.key": key}
+                name, source=source or bundle.folder.as_uri(), run_id=made_by, tags={"pmray.key": key}
             )
         client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
         raise RegistryError(f"the registry at {uri} refused {name!r}: {error.message}") from None
     return Version(name, str(version.version), bundle.folder, (alias,))
+
+
+def _own_run(client: MlflowClient, name: str, key: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> str:
+    experiment = client.get_experiment_by_name(name)
+    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(name), run_name=key)
+    for metric, value in metrics.items():
+        client.log_metric(run.info.run_id, metric, value)
+    for param, value in params.items():
+        client.log_param(run.info.run_id, param, value)
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
 
 
 def find(reference: str, uri: str) -> Version:

@@ -70,3 +70,21 @@ def reliability(confidence: NDArray[Any], right: NDArray[Any], bins: int = BINS)
             for one, mean, share in zip(used, means, shares, strict=True)
         ),
     )
+
+
+def surest_error(scores: NDArray[Any], true: NDArray[Any], said: NDArray[Any]) -> float:
+    """How sure a model was of what is wrong in a row.
+
+    Args:
+        scores: Score vector, (labels,), or one for each part, (parts, labels).
+        true: Label number, label bits, (labels,), or the number of each part, (parts,).
+        said: In the same form.
+
+    >>> float(surest_error(np.array([0.2, 0.8]), np.int64(0), np.int64(1)))
+    0.8
+    """
+    if np.ndim(true) == 0:
+        return float(scores[said])
+    # Of label bits, how sure the model was of the wrong bit; of parts, of what it said of the wrong part.
+    sure = np.where(said == 1, scores, 1 - scores) if scores.ndim == 1 else scores[np.arange(len(said)), said]
+    return float(np.where(true != said, sure, -np.inf).max(initial=-np.inf))

@@ -26,6 +26,7 @@ VERDICT = "verdict.json"
 FINDINGS = "findings.json"
 CLAIM = "claim.json"
 """In an object store: who is writing the run."""
+REPORT = "report.html"
 PACKAGES = ("pmray", "ray", "torch", "transformers", "datasets", "scikit-learn", "optuna", "mlflow", "numpy", "pyarrow")
 
 
@@ -181,13 +182,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         LedgerError: A file in it cannot be read.
     """
     outcomes = list(latest(read_ledger(folder / LEDGER)).values())
-    try:
-        found = {
-            name: json.loads((folder / file).read_text()) if (folder / file).is_file() else None
-            for name, file in (("verdict", VERDICT), ("findings", FINDINGS))
-        }
-    except ValueError as error:
-        raise LedgerError(f"{folder} holds a damaged file ({error}); run again to write it anew") from None
+    found = {name: read_json(folder / file) for name, file in (("verdict", VERDICT), ("findings", FINDINGS))}
     verdict = found["verdict"] or {"lines": ()}
     # Which test rows were opened: scores of other rows cannot be compared with these.
     data = next((one.facts.get("data") for one in reversed(outcomes) if one.stage == "test"), None)
@@ -214,6 +209,18 @@ def read_run(folder: Path) -> dict[str, Any]:
         "trials": [asdict(one) for one in outcomes if one.stage != "test"],
         "lines": lines,
     }
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run folder holds; None where there is no such file.
+
+    Raises:
+        LedgerError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise LedgerError(f"{path} is damaged ({error}); run again to write it anew") from None
 
 
 def leaderboard(folders: Sequence[Path]) -> list[dict[str, Any]]:

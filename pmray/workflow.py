@@ -29,14 +29,9 @@ from pmray.export import export, has_weights, is_exported
 from pmray.fitting import described, encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import Prepared
 from pmray.registry import Version, register
-from pmray.report.console import (
-    TrialBoard,
-    failures_table,
-    people,
-    rank_table,
-    steps,
-    verdict_panel,
-)
+from pmray.report.console import failures_table, rank_table, verdict_panel
+from pmray.report.progress import TrialBoard, people, steps
+from pmray.reporting import write_report
 from pmray.run import Run, open_run
 from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
@@ -51,6 +46,7 @@ from pmray.spec import Recipe, Spec, digest
 from pmray.storage import is_remote
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
+from pmray.tracking import describe_model, story_of, track
 from pmray.training.trial import (
     Facts,
     Work,
@@ -73,6 +69,8 @@ class Swept:
     folder: Path
     """The run folder."""
     outcomes: Sequence[Outcome]
+    report: Path | None = None
+    """One HTML file; None where it could not be written."""
 
 
 def rank(
@@ -152,13 +150,16 @@ def sweep(
                 # The run had been decided for another winner, and this one's weights deleted.
                 works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
         bundle = _export(prepared, run, winner, verdict)
-        version = _register(prepared, bundle, verdict, winner)
+        report = _report(run, console)
+        version = _register(prepared, run, bundle, verdict, winner)
         _tidy(run)
         console.print(verdict_panel(verdict))
         if table := failures_table(list(latest(run.ledger.outcomes).values())):
             console.print(table)
         console.print(f"winner: {bundle}\nregistered: {version} as champion in {spec.registry_uri}\nrun: {run.folder}")
-        return Swept(verdict, bundle, version, run.folder, tuple(run.ledger.outcomes))
+        if report:
+            console.print(f"report: {report}")
+        return Swept(verdict, bundle, version, run.folder, tuple(run.ledger.outcomes), report)
 
 
 def fit(
@@ -333,7 +334,14 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         # By an earlier run of this folder.
         console.print(f"[yellow]no further trial is started: {reason}[/]")
         return
-    board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1])
+    board = TrialBoard(
+        console,
+        "sweep",
+        prepared.metric,
+        left,
+        left * prepared.rungs[-1],
+        budgets=lambda: spent.used(spec.search, time.time() - started),
+    )
     with board:
 
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:
@@ -608,13 +616,26 @@ def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> 
     return export(prepared, run, winner, run.bundle, verdict=verdict, deployed_score=deployed)
 
 
-def _register(prepared: Prepared, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
+def _register(prepared: Prepared, run: Run, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
     line = verdict.line(verdict.winner)
     metrics = {f"test_{name}": interval.value for name, interval in line.metrics.items()}
     metrics |= {f"test_{verdict.metric}_low": line.score.low, f"test_{verdict.metric}_high": line.score.high}
     params = {"candidate": winner.candidate, "seed": winner.seed, **winner.recipe}
+    uri = prepared.spec.registry_uri
+    runs = track(story_of(prepared, run), uri)
     source = prepared.spec.location(bundle) if is_remote(prepared.spec.storage) else ""
-    return register(open_bundle(bundle), prepared.spec.registry_uri, metrics=metrics, params=params, source=source)
+    opened = open_bundle(bundle)
+    describe_model(opened)
+    return register(opened, uri, metrics=metrics, params=params, run_id=runs.get(winner.key), source=source)
+
+
+def _report(run: Run, console: Console) -> Path | None:
+    """Write the report; what goes wrong there does not undo a decision."""
+    try:
+        return write_report(run.folder)
+    except Exception as error:  # noqa: BLE001
+        console.print(f"[yellow]the report could not be written ({error}); `pmray report {run.folder}` tries again[/]")
+        return None
 
 
 def _tidy(run: Run) -> None:

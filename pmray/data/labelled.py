@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
 from pmray.data.annotations import annotate
@@ -12,6 +13,9 @@ from pmray.data.columns import role_columns, stacked
 from pmray.data.sources import read_source
 from pmray.errors import DataError, first_problems, nearest
 from pmray.spec import Source
+
+INPUTS = ("text", "text_pair", "words")
+"""Roles that hold what a person can read."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,23 @@ def read_labelled(
     named = {role: columns.get(role, role) for role in table.column_names if role != "row_id"}
     every = stacked([replace(part, table=part.table.select(shared)) for part in parts])
     return LabelledRows(table, every.select([name for name in every.column_names if name != "row_id"]), named)
+
+
+def inputs_of(table: pa.Table, positions: Sequence[int]) -> list[dict[str, str]]:
+    """The readable inputs of some rows of a table whose columns are named by role: role -> text."""
+    some = table.select([role for role in INPUTS if role in table.column_names])
+    if not some.column_names:
+        return [{} for _ in positions]
+    taken = some.take(np.asarray(positions, dtype=np.int64)).to_pylist()
+    return [{role: _as_text(value) for role, value in row.items()} for row in taken]
+
+
+def texts_of(table: pa.Table) -> list[tuple[str, ...]]:
+    """Input texts of each row; none where the data has none."""
+    columns = [table[role].to_pylist() for role in INPUTS if role in table.column_names]
+    return [tuple(_as_text(value) for value in row) for row in zip(*columns, strict=True)]
+
+
+def _as_text(value: str | list[str] | None) -> str:
+    """A text, or words with the white space after each, as one text."""
+    return "".join(value).rstrip() if isinstance(value, list) else value or ""

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pmray.errors import PmrayError
 from pmray.evaluation import Evaluation, evaluate
-from pmray.report.console import people
+from pmray.report.progress import people
 from pmray.selection.verdict import show
 from pmray.serving.app import deploy
 from pmray.spec import Serve, Spec

@@ -1,146 +1,20 @@
-"""Tables and live progress in the terminal."""
+"""Tables of a run in the terminal; ``progress`` shows it while it works."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from pmray.data.check import Finding
+from pmray.report.progress import STATUS_STYLE
 from pmray.selection.ledger import Outcome
 from pmray.selection.proxies import Ranked, concordance
 from pmray.selection.verdict import Verdict, show
-
-STATUS_STYLE = {"done": "green", "stopped": "yellow", "failed": "red", "infeasible": "red", "unavailable": "magenta"}
-
-
-def people(*, answer: bool = False) -> Console:
-    """The console for notes and progress: standard error, which leaves standard output to the answer."""
-    console = Console(stderr=not answer, highlight=False)
-    if not console.is_terminal:
-        # A log file has no width; rich would cut tables to 80 columns.
-        console.width = 160
-    return console
-
-
-@contextmanager
-def steps(console: Console, title: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show a progress bar for a block, and yield a function that moves it on by some units."""
-    with _bar(console) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda units=1: progress.advance(task, units)
-
-
-@contextmanager
-def counted(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar for a block, and yield a function of (done, total) that sets it."""
-    with _bar(console) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _bar(console: Console) -> Progress:
-    shown = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *shown, console=console, transient=True)
-
-
-@dataclass
-class _Row:
-    candidate: str
-    detail: str
-    budget: int
-    started: float
-    examples: int = 0
-    score: float | None = None
-    status: str = "running"
-    seconds: float = 0.0
-
-
-@dataclass
-class TrialBoard:
-    """A live table of trials: candidate, recipe, examples seen, score, time."""
-
-    console: Console
-    title: str
-    metric: str
-    total: int
-    examples: int
-    """Of all trials together if none stops early: what the time left is reckoned from."""
-    rows: dict[str, _Row] = field(default_factory=dict)
-    ended: int = 0
-    _seen: int = 0
-    _spared: int = 0
-    _began: float = field(default_factory=time.time)
-    _live: Live | None = None
-
-    def __enter__(self) -> TrialBoard:
-        if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def start(self, key: str, candidate: str, detail: str, budget: int) -> None:
-        """A trial has started (or started anew)."""
-        self.rows[key] = _Row(candidate, detail, budget, time.time())
-
-    def rung(self, key: str, examples: int, score: float) -> None:
-        """A trial has reached a rung."""
-        row = self.rows[key]
-        self._seen += examples - row.examples
-        row.examples, row.score = examples, max(score, row.score or score)
-
-    def end(self, key: str, outcome: Outcome) -> None:
-        """A trial has ended; where nobody watches a terminal, its line is printed."""
-        row = self.rows.setdefault(key, _Row(outcome.candidate, "", outcome.examples, time.time()))
-        row.status, row.score, row.seconds = outcome.status, outcome.score, outcome.seconds
-        self.ended += 1
-        self._spared += row.budget - row.examples
-        if self._live is None:
-            score = "" if row.score is None else f"{self.metric} {row.score:.3f}, "
-            self.console.print(
-                f"{self.title} {self.ended}/{self.total}: {row.candidate} ({row.detail}) {row.status}, {score}"
-                f"{outcome.examples} examples, {outcome.seconds:.0f} s"
-                + (f"\n  {outcome.error.splitlines()[-1]}" if outcome.error else ""),
-                markup=False,
-            )
-
-    def _render(self) -> RenderableType:
-        table = Table(title=f"{self.title}: {self.ended} of {self.total} ended", title_justify="left", expand=False)
-        for heading in ("candidate", "recipe", "examples seen", self.metric, "time", "state"):
-            table.add_column(heading, justify="right" if heading in ("examples seen", self.metric, "time") else "left")
-        shown = sorted(self.rows.values(), key=lambda row: (row.status != "running", -row.started))
-        for row in shown[: max(5, self.console.height - 8)]:
-            seconds = row.seconds or time.time() - row.started
-            table.add_row(
-                row.candidate,
-                row.detail,
-                f"{row.examples}/{row.budget}",
-                "" if row.score is None else f"{row.score:.3f}",
-                f"{seconds:.0f} s",
-                Text(row.status, style=STATUS_STYLE.get(row.status, "cyan")),
-            )
-        return Group(table, Text(self._left(), style="dim"))
-
-    def _left(self) -> str:
-        done = self._seen + self._spared
-        elapsed = time.time() - self._began
-        if not self._seen:
-            return f"{elapsed:.0f} s so far"
-        left = elapsed / max(done, 1) * max(0, self.examples - done)
-        return f"{elapsed:.0f} s so far, at most about {left:.0f} s left"
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

@@ -47,3 +47,12 @@ class Spent:
         if search.gpu_hours is not None and self.gpu_seconds >= 3600 * search.gpu_hours:
             return f"{self.gpu_seconds / 3600:.2f} GPU-hours were used, and search.gpu_hours = {search.gpu_hours:g}"
         return None
+
+    def used(self, search: Search, seconds: float) -> list[tuple[str, float, float]]:
+        """Name of each budget that a spec sets, what of it is used, and how much there is."""
+        spent = (
+            ("hours", seconds / 3600, search.hours),
+            ("examples", float(self.examples), search.examples),
+            ("GPU-hours", self.gpu_seconds / 3600, search.gpu_hours),
+        )
+        return [(name, used, float(most)) for name, used, most in spent if most is not None]

@@ -27,6 +27,7 @@ from pmray import plugins, storage
 from pmray.data.encode import Encoded, open_encoded, read_arrow
 from pmray.errors import CandidateUnavailable, OutOfMemory, TrialError
 from pmray.scoring.calibration import fit_temperature, rescaled
+from pmray.scoring.intervals import bootstrap
 from pmray.scoring.ragged import flat, is_ragged, like, ragged
 from pmray.spec import Recipe, digest
 from pmray.tasks.base import Objective, Task
@@ -42,6 +43,9 @@ from pmray.training.model import (
 )
 from pmray.training.prediction import map_rows, measure_latency, predict
 from pmray.training.state import STATE_SECONDS, open_state
+
+INTERVAL_DRAWS = 200
+"""Of an interval that decides nothing."""
 
 FACTS = "facts.json"
 """Beside a checkpoint when its fit is complete: a worker group that lost a worker after that does not repeat it."""
@@ -212,6 +216,8 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         "resumed_at": fitted.resumed_at,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    if labelled:
+        measured["interval"] = _interval(work.metric, fitted, validation_targets)
     if problem := getattr(keeper, "problem", None):
         measured["state_problem"] = problem
     if work.run and labelled:
@@ -226,6 +232,13 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         seconds=time.perf_counter() - started,
         measured=measured,
     )
+
+
+def _interval(metric: str, fitted: loop.Fitted, targets: NDArray[Any]) -> list[float]:
+    """Bootstrap interval (95 %) of the score on validation rows: how sure a live view may be of who leads."""
+    task: Task = fitted.task  # type: ignore[assignment]
+    found = bootstrap(task.metric(metric), task.outcome(fitted.validation, targets), draws=INTERVAL_DRAWS)
+    return [round(found.low, 6), round(found.high, 6)]
 
 
 def _save_classifier(

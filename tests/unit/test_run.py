@@ -143,7 +143,7 @@ def test_a_run_is_told_with_the_latest_word_of_each_trial(spec, tmp_path):
     console.print(run_told(found))
     assert all(text in console.file.getvalue() for text in ("it wins", "0.900 [0.800, 1.000]", "default recipe"))
     (spec.folder / "verdict.json").write_text("{")
-    with pytest.raises(LedgerError, match="holds a damaged file"):
+    with pytest.raises(LedgerError, match="is damaged"):
         read_run(spec.folder)
 
 

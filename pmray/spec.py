@@ -33,6 +33,9 @@ from pmray.errors import UnknownName
 CACHE = "cache"
 """Folder of loaded and encoded data, beside the run folders."""
 
+EXPERIENCE = "experience.jsonl"
+"""File of how models did on earlier data, beside the run folders."""
+
 
 class Section(BaseModel):
     """A part of the spec: unknown keys are errors, and nothing changes after it was checked."""
@@ -48,6 +51,13 @@ def _count(value: object) -> object:
 
 
 Count = Annotated[int, BeforeValidator(_count)]
+
+
+def _switch(value: object) -> object:
+    """Read ``on`` and ``off`` where YAML left them words."""
+    if not isinstance(value, bool | str) or value == "":
+        raise ValueError(f"must be on, off, or the path of a file, but got {value!r}")
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
 
 
 class HubDataset(Section):
@@ -408,8 +418,13 @@ class Search(Section):
     """Start no new trial after so many examples were seen in training, over all trials; ``200k`` works."""
     gpu_hours: float | None = Field(default=None, gt=0)
     """Start no new trial after so many hours of a GPU, over all trials."""
-    algorithm: Literal["tpe", "random"] = "tpe"
-    """How recipes are proposed: Optuna's TPE (Bergstra et al. 2011) or random search."""
+    until_sure: bool = False
+    """Start no new trial once the leading candidates can hardly change any more; `trials` stays the most there are."""
+    algorithm: Literal["tpe", "random", "grid"] = "tpe"
+    """How recipes are proposed: Optuna's TPE (Bergstra et al. 2011), random search, or a grid."""
+    experience: Annotated[bool | str, BeforeValidator(_switch)] = False
+    """Use how models did on earlier data, and add what this run finds: ``on`` (a file in `storage`), a path, or
+    ``off``. Nothing of the data is kept, and nothing is sent anywhere."""
     rank_rows: int = Field(default=1000, ge=20)
     """Training rows on which candidates are ranked before any fine-tuning."""
     keep_after_rank: float = Field(default=0.5, gt=0, le=1)
@@ -443,7 +458,9 @@ class Decide(Section):
     prefer: Literal["latency", "parameters", "training", "score"] = "latency"
     """What makes one of several equally good models win: ms per row, size, seconds of training, or score alone."""
     max_latency_ms: float | None = Field(default=None, gt=0)
-    """Slower models cannot win (single row, one worker's CPUs or GPU)."""
+    """Slower models cannot win (single row, one worker's CPUs or GPU); far slower ones are not tried."""
+    max_memory: Count | None = Field(default=None, gt=0)
+    """Bytes that weights and one row may take; models that take more are not tried. ``2G`` works."""
     max_parameters: Count | None = Field(default=None, gt=0)
     """Larger models are not tried; ``400M`` works."""
     licences: list[str] | None = Field(default=None, min_length=1)
@@ -561,6 +578,14 @@ class Spec(Section):
     def cache(self) -> Path:
         """The folder of loaded and encoded data, shared by all runs of a storage."""
         return self.folder.parent / CACHE
+
+    @property
+    def experience(self) -> Path | None:
+        """The file of how models did on earlier data; None where it is not to be used."""
+        asked = self.search.experience
+        if asked is False:
+            return None
+        return self.folder.parent / EXPERIENCE if asked is True else Path(asked).expanduser().absolute()
 
     @property
     def registry_uri(self) -> str:

@@ -23,18 +23,17 @@ from pmray.bundle import open_bundle
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
-from pmray.distributed.tune import rank_candidates, run_trials
+from pmray.distributed.tune import run_trials
 from pmray.errors import NoVerdict
 from pmray.export import export, has_weights, is_exported
 from pmray.fitting import described, encode, fit_works, prepare_run, within_disk
 from pmray.preparation import Prepared
+from pmray.ranking import current_trials, experience_of, learn, rank_stage, ranking_agreement, signature
 from pmray.registry import Version, register
 from pmray.report.console import (
     TrialBoard,
     failures_table,
     people,
-    rank_table,
-    steps,
     verdict_panel,
 )
 from pmray.run import Run, open_run
@@ -42,9 +41,10 @@ from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.scoring.ragged import flat
 from pmray.selection.budget import Spent
+from pmray.selection.experience import first_recipes, weights_of
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
-from pmray.selection.proxies import PROXIES, Agreement, Ranked, agreement, thin
+from pmray.selection.proxies import Agreement, Ranked
 from pmray.selection.search import Search, Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
@@ -57,7 +57,6 @@ from pmray.training.trial import (
     open_task,
     predictions_folder,
     read_predictions,
-    recipe_length,
     save_predictions,
 )
 
@@ -95,7 +94,7 @@ def rank(
         prepared = prepare_run(spec, run, console, strict)
         with connected(address) as cluster:
             encode(prepared, cluster, console)
-            return _rank(prepared, run, cluster, console)
+            return rank_stage(prepared, run, cluster, console)
 
 
 def sweep(
@@ -128,9 +127,10 @@ def sweep(
         with connected(address) as cluster:
             encode(prepared, cluster, console)
             prepared = within_disk(prepared, cluster, console)
-            ranked = _rank(prepared, run, cluster, console)
+            ranked = rank_stage(prepared, run, cluster, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
-            agreed = _ranking_agreement(prepared, run, ranked, console)
+            learn(prepared, run, console)
+            agreed = ranking_agreement(prepared, run, ranked, console)
             chosen = _finalists(prepared, run)
             works = _refit(prepared, run, chosen, cluster, console)
             verdict = _decide(prepared, run, works, agreed, console)
@@ -227,67 +227,6 @@ def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
         )
 
 
-def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> list[Ranked]:
-    """Score frozen candidates, those that the ledger does not know yet."""
-    spec = prepared.spec
-    resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
-    at_a_time(resources, cluster)
-    rows = prepared.ranking_rows()
-    keys = {
-        one.name: prepared.key("rank", one, {"proxies": PROXIES}, spec.search.seed, len(rows))
-        for one in prepared.candidates
-    }
-    known = run.ledger.settled("rank")
-    waiting = [one for one in prepared.candidates if keys[one.name] not in known]
-
-    def ended(one: Any, scores: Mapping[str, float] | None, error: str | None, seconds: float) -> None:
-        run.ledger.append(
-            Outcome(
-                key=keys[one.name],
-                stage="rank",
-                candidate=one.name,
-                status="failed" if scores is None else "done",
-                seconds=round(seconds, 3),
-                facts={"proxies": scores, "rows": len(rows)} if scores else {},
-                error=error,
-                may_pass=scores is None,
-            )
-        )
-        advance()
-
-    with steps(console, "ranking", len(waiting)) as advance:
-        if waiting:
-            targets = prepared.task.targets(prepared.dataset.train)[rows]
-            rank_candidates(
-                waiting,
-                resources,
-                prepared.task.to_json(),
-                prepared.metric,
-                prepared.cache,
-                {
-                    one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
-                    for one in waiting
-                },
-                rows,
-                targets,
-                ended,
-            )
-    known = run.ledger.settled("rank")
-    scored = {
-        one.name: known[keys[one.name]].facts["proxies"] for one in prepared.candidates if keys[one.name] in known
-    }
-    if not scored:
-        raise NoVerdict("no candidate could be ranked; the ledger says why: " + str(run.ledger.path))
-    ranked = thin(
-        scored,
-        {one.name: one.family for one in prepared.candidates},
-        {one.name: one.parameters for one in prepared.candidates},
-        keep=spec.search.keep_after_rank,
-    )
-    console.print(rank_table(ranked))
-    return ranked
-
-
 def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity, console: Console) -> None:
     """Run what is left of the sweep's trials."""
     spec = prepared.spec
@@ -309,7 +248,15 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         )
     resources = {name: spec.resources_of(spec.candidate(name)) for name in kept}
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
-    search = Search(arms, algorithm=spec.search.algorithm, seed=spec.search.seed, tried=tried)
+    by_weights = {weights_of(prepared.pretrained(arm.candidate)): arm for arm in arms}
+    proven = first_recipes(experience_of(prepared, None), signature(prepared), by_weights)
+    search = Search(
+        arms,
+        algorithm=spec.search.algorithm,
+        seed=spec.search.seed,
+        tried=tried,
+        first=[(by_weights[weights].candidate, recipe) for weights, recipe in proven.items()],
+    )
     spent = Spent.of(run.ledger.settled("sweep").values(), resources)
     started = time.time()
     if reason := spent.reached(spec.search, 0):
@@ -348,38 +295,12 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
 
 def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:
     """Trials of these candidates on this data that the ledger has settled."""
-    return [Tried(one.candidate, Recipe(**one.recipe), one.score) for one in _current(prepared, run, kept)]
-
-
-def _current(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Outcome]:
-    """Outcomes of these candidates' trials on this data, with the present weights and task."""
-    return [
-        one
-        for one in run.ledger.settled("sweep").values()
-        if one.candidate in kept
-        and one.status != "unavailable"
-        and prepared.work("sweep", one.candidate, Recipe(**one.recipe), one.seed).key == one.key
-    ]
-
-
-def _ranking_agreement(prepared: Prepared, run: Run, ranked: Sequence[Ranked], console: Console) -> Agreement | None:
-    """Say how well the order before fine-tuning agreed with the scores after it."""
-    names = [one.candidate for one in ranked]
-    curves: dict[str, list[Mapping[int, float]]] = {name: [] for name in names}
-    for one in _current(prepared, run, names):
-        curves[one.candidate].append(dict(one.curve))
-    found = agreement(ranked, curves)
-    if found:
-        console.print(
-            f"ranking against fine-tuning of {found.candidates} candidates, at {found.examples} examples: Spearman "
-            f"{found.spearman:.2f}, weighted Kendall tau {found.weighted_tau:.2f}"
-        )
-    return found
+    return [Tried(one.candidate, Recipe(**one.recipe), one.score) for one in current_trials(prepared, run, kept)]
 
 
 def _finalists(prepared: Prepared, run: Run) -> list[Outcome]:
     names = [one.name for one in prepared.candidates]
-    outcomes = [one for one in _current(prepared, run, names) if one.status in ("done", "stopped")]
+    outcomes = [one for one in current_trials(prepared, run, names) if one.status in ("done", "stopped")]
     chosen = finalists(outcomes, prepared.spec.search.finalists)
     if not chosen:
         raise NoVerdict(f"no trial gave a score; {run.ledger.path} says why each one failed.")
@@ -462,7 +383,7 @@ def _decide(
             Outcome(key=opened, stage="test", candidate="", status="done", facts={"data": data.key, "fits": keys})
         )
     times = len({one.key for one in run.ledger.outcomes if one.stage == "test" and one.facts.get("data") == data.key})
-    swept = _current(prepared, run, list(works))
+    swept = current_trials(prepared, run, list(works))
     contenders = []
     for name, outcomes in works.items():
         searched = [

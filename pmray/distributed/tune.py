@@ -18,12 +18,13 @@ from ray.tune.search import Searcher
 
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection import proxies
+from pmray.selection.features import look
 from pmray.selection.halving import Standing, Stop, halve
 from pmray.selection.search import Proposal, Search
 from pmray.spec import Resources
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained
-from pmray.training.trial import Facts, Work, carry_out, extract_features, open_task
+from pmray.training.trial import Facts, Work, carry_out, open_task
 
 WORKER_DIED = "the trial's worker process died (killed, or out of memory); it was tried again and died again"
 
@@ -37,7 +38,7 @@ def rank_candidates(
     encodings: Mapping[str, str],
     rows: NDArray[np.int64],
     targets: NDArray[Any],
-    on_end: Callable[[Pretrained, dict[str, float] | None, str | None, float], None],
+    on_end: Callable[[Pretrained, dict[str, float] | None, proxies.Cost | None, str | None, float], None],
 ) -> None:
     """Score frozen candidates on the same training rows, in parallel.
 
@@ -50,7 +51,7 @@ def rank_candidates(
         encodings: Candidate -> key of its encoded data.
         rows: Positions of the training rows.
         targets: Their labels.
-        on_end: Called with (candidate, proxies, error, seconds) as each one ends.
+        on_end: Called with (candidate, proxies, cost of a row, error, seconds) as each one ends.
     """
     shared = ray.put((rows, targets))
     running = {}
@@ -62,13 +63,13 @@ def rank_candidates(
         done, _ = ray.wait(list(running), num_returns=1)
         one = running.pop(done[0])
         try:
-            scores, seconds = ray.get(done[0])
+            scores, cost, seconds = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            on_end(one, None, str(error.cause).strip()[-500:], 0.0)
+            on_end(one, None, None, str(error.cause).strip()[-500:], 0.0)
         except ray.exceptions.RayError as error:
-            on_end(one, None, f"{type(error).__name__}: {str(error).strip()[:300]}", 0.0)
+            on_end(one, None, None, f"{type(error).__name__}: {str(error).strip()[:300]}", 0.0)
         else:
-            on_end(one, scores, None, seconds)
+            on_end(one, scores, cost, None, seconds)
 
 
 @ray.remote(max_retries=1)
@@ -79,12 +80,12 @@ def _rank_one(
     cache: str,
     encoding: str,
     shared: tuple[NDArray[np.int64], NDArray[Any]],
-) -> tuple[dict[str, float], float]:
+) -> tuple[dict[str, float], proxies.Cost, float]:
     started = time.perf_counter()
     rows, targets = shared
-    found = extract_features(one, settings, Path(cache), encoding, rows)
-    scores = proxies.judge(found, targets, open_task(settings), metric)
-    return scores, time.perf_counter() - started
+    seen = look(one, settings, Path(cache), encoding, rows)
+    scores = proxies.judge(seen.features, targets, open_task(settings), metric, seen.source)
+    return scores, proxies.Cost(seen.latency_ms, seen.memory_bytes), time.perf_counter() - started
 
 
 def run_trials(

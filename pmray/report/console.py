@@ -158,11 +158,12 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 def rank_table(ranked: Sequence[Ranked]) -> Table:
     """Candidates before fine-tuning, best first."""
-    proxies = list(ranked[0].proxies) if ranked else []
-    agreed = concordance([[one.proxies[proxy] for one in ranked] for proxy in proxies])
+    proxies = list(dict.fromkeys(proxy for one in ranked for proxy in one.proxies))
+    whole = [proxy for proxy in proxies if all(proxy in one.proxies for one in ranked)]
+    agreed = concordance([[one.proxies[proxy] for one in ranked] for proxy in whole])
     told = f"Rank (frozen features, no fine-tuning; agreement of the proxies {agreed:.2f} of 1)"
     table = Table(title=told, title_justify="left")
-    for heading in ("#", "candidate", "family", "parameters", *proxies, "mean rank", ""):
+    for heading in ("#", "candidate", "family", "parameters", "ms/row", "MB", *proxies, "mean rank", ""):
         table.add_column(heading, justify="left" if heading in ("candidate", "family", "") else "right")
     for place, one in enumerate(ranked, start=1):
         table.add_row(
@@ -170,7 +171,8 @@ def rank_table(ranked: Sequence[Ranked]) -> Table:
             one.candidate,
             one.family,
             f"{one.parameters / 1e6:.1f} M",
-            *(f"{one.proxies[proxy]:.3f}" for proxy in proxies),
+            *((f"{one.cost.latency_ms:.1f}", f"{one.cost.memory_bytes / 1e6:.0f}") if one.cost else ("-", "-")),
+            *(_or_dash(one.proxies.get(proxy), "{:.3f}") for proxy in proxies),
             f"{one.mean_rank:.1f}",
             Text(one.reason, style="green" if one.kept else "dim"),
         )

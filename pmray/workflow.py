@@ -41,10 +41,12 @@ from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.scoring.ragged import flat
 from pmray.selection.budget import Spent
+from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Agreement, Ranked
+from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Search, Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
@@ -128,12 +130,13 @@ def sweep(
             encode(prepared, cluster, console)
             prepared = within_disk(prepared, cluster, console)
             ranked = rank_stage(prepared, run, cluster, console)
+            _tell_reuse(prepared, run, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
             learn(prepared, run, console)
             agreed = ranking_agreement(prepared, run, ranked, console)
             chosen = _finalists(prepared, run)
             works = _refit(prepared, run, chosen, cluster, console)
-            verdict = _decide(prepared, run, works, agreed, console)
+            verdict = _decide(prepared, run, works, ranked, agreed, console)
             winner = _best_fit(works[verdict.winner])
             if not has_weights(run, winner):
                 # The run had been decided for another winner, and this one's weights deleted.
@@ -227,6 +230,20 @@ def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
         )
 
 
+def _tell_reuse(prepared: Prepared, run: Run, console: Console) -> None:
+    """Say what of an earlier run of this folder a changed spec cannot use."""
+    names = [one.name for one in prepared.candidates]
+    told = reuse_told(
+        run.ledger.settled("sweep").values(),
+        {one.key for one in current_trials(prepared, run, names)},
+        data=prepared.dataset.key,
+        metric=prepared.metric,
+        revisions={one.name: one.revision for one in prepared.candidates},
+    )
+    if told:
+        console.print(f"[yellow]{told}[/]")
+
+
 def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity, console: Console) -> None:
     """Run what is left of the sweep's trials."""
     spec = prepared.spec
@@ -258,8 +275,19 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         first=[(by_weights[weights].candidate, recipe) for weights, recipe in proven.items()],
     )
     spent = Spent.of(run.ledger.settled("sweep").values(), resources)
+    known_trials = current_trials(prepared, run, kept)
+    ended_trials = list(known_trials)
     started = time.time()
-    if reason := spent.reached(spec.search, 0):
+
+    def enough() -> str | None:
+        """Why no further trial is started, in words, or None."""
+        reason = spent.reached(spec.search, time.time() - started)
+        if reason is None and spec.search.until_sure:
+            validation = len(prepared.dataset.validation)
+            reason = settled_leaders(ended_trials, kept, validation, spec.search.finalists)
+        return reason
+
+    if reason := enough():
         # By an earlier run of this folder.
         console.print(f"[yellow]no further trial is started: {reason}[/]")
         return
@@ -271,6 +299,7 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             run.ledger.append(outcome)
             run.discard_state(work.key)
             spent.add(outcome, resources)
+            ended_trials.append(outcome)
             board.end(work.key, outcome)
 
         run_trials(
@@ -282,13 +311,14 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             trials=left,
             at_a_time=parallel,
             reduction=spec.search.reduction if spec.search.stop else math.inf,
-            enough=lambda: spent.reached(spec.search, time.time() - started) is not None,
+            enough=lambda: enough() is not None,
             scratch=run.scratch,
             on_start=lambda work: board.start(work.key, *described(prepared, work)),
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
+            earlier=known_trials,
         )
-    reason = spent.reached(spec.search, time.time() - started)
+    reason = enough()
     if reason and board.ended < left:
         console.print(f"[yellow]the sweep ended early: {reason}[/]")
 
@@ -369,6 +399,7 @@ def _decide(
     prepared: Prepared,
     run: Run,
     works: Mapping[str, Sequence[Outcome]],
+    ranked: Sequence[Ranked],
     agreed: Agreement | None,
     console: Console,
 ) -> Verdict:
@@ -384,6 +415,7 @@ def _decide(
         )
     times = len({one.key for one in run.ledger.outcomes if one.stage == "test" and one.facts.get("data") == data.key})
     swept = current_trials(prepared, run, list(works))
+    memory = {one.candidate: one.cost.memory_bytes for one in ranked if one.cost}
     contenders = []
     for name, outcomes in works.items():
         searched = [
@@ -407,6 +439,7 @@ def _decide(
                 latency_ms=float(np.median([one.facts["latency_ms"] for one in outcomes])),
                 parameters=int(outcomes[0].facts["parameters"]),
                 training_seconds=float(np.mean([one.facts["train_seconds"] for one in outcomes])),
+                memory_bytes=memory.get(name, 0),
             )
         )
     for name, kind in prepared.task.baselines.items():
@@ -420,9 +453,17 @@ def _decide(
                 training_seconds=outcome.seconds,
             )
         )
+    searched = [one.score for one in current_trials(prepared, run, list(prepared.arms)) if one.score is not None]
     with console.status("comparing on the test rows"):
-        # Groups are no secret: they lie beside the sealed labels.
-        verdict = decide(contenders, prepared.task, prepared.metric, prepared.spec.decide, group_numbers(data.test))
+        verdict = decide(
+            contenders,
+            prepared.task,
+            prepared.metric,
+            prepared.spec.decide,
+            # Groups are no secret: they lie beside the sealed labels.
+            group_numbers(data.test),
+            searched,
+        )
     if times > 1:
         console.print(
             f"[yellow]The test labels of this data were opened {times} times for different fits: "
@@ -448,9 +489,16 @@ def _decide(
                 for stage in ("rank", "sweep", "final")
             },
             "failures": [
-                {"candidate": one.candidate, "stage": one.stage, "status": one.status, "error": one.error}
+                {
+                    "candidate": one.candidate,
+                    "stage": one.stage,
+                    "status": one.status,
+                    "host": one.facts.get("host"),
+                    "error": one.error,
+                    "retried_after": one.facts.get("retried_after", []),
+                }
                 for one in trials
-                if one.error
+                if one.error or one.facts.get("retried_after")
             ],
         }
     )

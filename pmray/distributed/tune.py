@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,15 @@ from ray.tune.search import Searcher
 
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection import proxies
+from pmray.selection.failures import ATTEMPTS, WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
 from pmray.selection.features import look
 from pmray.selection.halving import Standing, Stop, halve
+from pmray.selection.ledger import Outcome
 from pmray.selection.search import Proposal, Search
 from pmray.spec import Resources
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained
 from pmray.training.trial import Facts, Work, carry_out, open_task
-
-WORKER_DIED = "the trial's worker process died (killed, or out of memory); it was tried again and died again"
 
 
 def rank_candidates(
@@ -101,10 +103,12 @@ def run_trials(
     on_start: Callable[[Work], None],
     on_rung: Callable[[Work, Rung], None],
     on_end: Callable[[Work, Facts, bool], None],
+    earlier: Iterable[Outcome] = (),
 ) -> None:
     """Run a sweep as one Tune run over (candidate, recipe).
 
-    One-worker trials run the pure loop inside reused Tune actors; a candidate with more workers nests Ray Train.
+    One-worker trials run the pure loop inside reused Tune actors; a candidate with more workers nests Ray Train. What
+    becomes of trials that fail, and which hosts get no more of them, says ``selection.failures``.
 
     Args:
         search: Proposes and learns.
@@ -115,9 +119,10 @@ def run_trials(
         reduction: Of the halving; see ``selection.halving``.
         enough: Whether a budget is used up, so that no further trial is started.
         scratch: Folder for Tune's own files; removed by the caller.
-        on_start: Called in the driver when a trial starts.
+        on_start: Called in the driver when a trial starts, or starts anew.
         on_rung: Called when it reaches a rung.
         on_end: Called with (work, facts, may_pass) when it has ended, well or not.
+        earlier: Trials of this sweep that have ended before, against which new ones are held at each rung.
     """
     proposals = _Proposals(search, make_work, trials, enough)
     if proposals.first is None:
@@ -134,16 +139,19 @@ def run_trials(
         bundle = {"CPU": resources[name].cpus_per_worker}
         if resources[name].gpus_per_worker:
             bundle["GPU"] = resources[name].gpus_per_worker
-        return tune.PlacementGroupFactory([bundle])
+        if not config["without"]:
+            return tune.PlacementGroupFactory([bundle])
+        # Actors are reused for the same demand only: a trial that avoids a host gets none that lives there.
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=[_not_on(config["without"])])
 
     alike = len({(one.cpus_per_worker, one.gpus_per_worker) for one in resources.values()}) == 1 and not nested
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, nested=nested, scratch=str(scratch)), demand_of),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=_Halving(reduction, proposals),
-            # The searcher says when it is at its end; it may hand out a trial twice.
-            num_samples=2 * trials,
+            scheduler=_Halving(reduction, proposals, earlier),
+            # The searcher says when it is at its end; it may hand out a trial several times.
+            num_samples=ATTEMPTS * trials,
             max_concurrent_trials=at_a_time,
             # An actor is reused whatever the next trial asks for, so only where all ask for the same.
             reuse_actors=alike,
@@ -152,9 +160,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
-            # Only the death of a process comes here; what a trial did wrong comes back as facts.
-            failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_News(proposals, on_start, on_rung, on_end)],
+            callbacks=[_News(proposals, resources, on_start, on_rung, on_end)],
             verbose=0,
         ),
     )
@@ -166,13 +172,15 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
     work: Work = config["work"]
     demand = nested.get(work.pretrained.name)
     if demand is None:
+        # Said first: of a process that dies, nothing else tells where it was.
+        tune.report({"host": Host(ray.get_runtime_context().get_node_id(), socket.gethostname())})
         facts = carry_out(work, lambda rung: tune.report(_rung_report(rung)))
         tune.report({"examples": facts.examples, "facts": facts})
         return
     trainer = TorchTrainer(
         _nested_worker,
         train_loop_config={"work": work},
-        scaling_config=scaling(demand),
+        scaling_config=replace(scaling(demand), label_selector=_not_on(config["without"])),
         run_config=ray.train.RunConfig(
             name=work.key, storage_path=scratch, failure_config=FAILURES, callbacks=[TuneReportCallback()]
         ),
@@ -186,6 +194,20 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
 def _nested_worker(config: dict[str, Any]) -> None:
     facts = carry_out(config["work"], lambda rung: ray.train.report(_rung_report(rung)))
     ray.train.report({"examples": facts.examples, "facts": facts})
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a trial runs."""
+
+    node: str
+    """Ray's id of it."""
+    name: str
+
+
+def _not_on(nodes: Sequence[str]) -> dict[str, str] | None:
+    """Ray's way to say that something is to be placed elsewhere."""
+    return {"ray.io/node-id": f"!in({', '.join(sorted(nodes))})"} if nodes else None
 
 
 def _rung_report(rung: Rung) -> dict[str, Any]:
@@ -213,14 +235,15 @@ class _Proposals(_Driver, Searcher):
         self.numbers: dict[str, int] = {}
         self.works: dict[str, Work] = {}
         self.under_way: set[str] = set()
-        self.given_back: list[str] = []
-        """Trials to hand out once more, under another id."""
-        self.twice: set[str] = set()
-        """Keys of the trials handed out once more."""
+        self.given_back: list[tuple[str, frozenset[str]]] = []
+        """Trials to hand out once more, under another id, and the hosts where they are not to run."""
+        self.avoid: frozenset[str] = frozenset()
+        """Hosts where nothing is to run."""
 
     def suggest(self, trial_id: str) -> Any:
+        without: frozenset[str] = frozenset()
         if self.given_back:
-            lost = self.given_back.pop()
+            lost, without = self.given_back.pop()
             number, work = self.numbers[lost], self.works[lost]
         else:
             proposal = self._next()
@@ -230,7 +253,7 @@ class _Proposals(_Driver, Searcher):
             number, work = proposal.number, self.make_work(proposal)
         self.under_way.add(trial_id)
         self.numbers[trial_id], self.works[trial_id] = number, work
-        return {"work": work}
+        return {"work": work, "without": sorted(self.avoid | without)}
 
     def _next(self) -> Proposal | None:
         if self.left == 0 or self.enough():
@@ -240,15 +263,10 @@ class _Proposals(_Driver, Searcher):
         self.left = 0 if proposal is None else self.left - 1
         return proposal
 
-    def give_back(self, trial_id: str) -> bool:
-        """Hand a trial out once more, because it never started; False when it has already been handed out twice."""
-        key = self.works[trial_id].key
-        if key in self.twice:
-            return False
+    def give_back(self, trial_id: str, without: frozenset[str]) -> None:
+        """Hand a trial out once more."""
         self.under_way.discard(trial_id)
-        self.twice.add(key)
-        self.given_back.append(trial_id)
-        return True
+        self.given_back.append((trial_id, without))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Scores are told by ``_News``, which knows what kind of end it was."""
@@ -267,21 +285,25 @@ class _Proposals(_Driver, Searcher):
 class _Halving(_Driver, FIFOScheduler):
     """Asks ``selection.halving`` at every rung."""
 
-    def __init__(self, reduction: float, proposals: _Proposals) -> None:
+    def __init__(self, reduction: float, proposals: _Proposals, earlier: Iterable[Outcome]) -> None:
         super().__init__()
         self.reduction, self.proposals = reduction, proposals
         self.rungs: dict[int, dict[str, Standing]] = {}
+        for one in earlier:
+            for examples, score in one.curve:
+                if examples < one.facts["budget"]:
+                    self.rungs.setdefault(examples, {})[one.key] = Standing(one.key, one.candidate, score)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         work = self.proposals.works[trial.trial_id]
-        examples = result["examples"]
-        if "facts" in result or examples >= work.budget:
+        if "rung" not in result or result["examples"] >= work.budget:
             return str(TrialScheduler.CONTINUE)
+        examples = result["examples"]
         standings = self.rungs.setdefault(examples, {})
-        # A trial that was started anew after its worker died arrives a second time, and replaces itself.
-        standings[trial.trial_id] = Standing(trial.trial_id, work.pretrained.name, result["score"])
+        # A trial that was started anew arrives a second time, and replaces itself.
+        standings[work.key] = Standing(work.key, work.pretrained.name, result["score"])
         first = examples == min(self.rungs)
-        decision = halve(trial.trial_id, list(standings.values()), reduction=self.reduction, first_rung=first)
+        decision = halve(work.key, list(standings.values()), reduction=self.reduction, first_rung=first)
         return str(TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE)
 
 
@@ -291,14 +313,19 @@ class _News(_Driver, tune.Callback):
     def __init__(
         self,
         proposals: _Proposals,
+        resources: Mapping[str, Resources],
         on_start: Callable[[Work], None],
         on_rung: Callable[[Work, Rung], None],
         on_end: Callable[[Work, Facts, bool], None],
     ) -> None:
-        self.proposals = proposals
+        self.proposals, self.resources = proposals, resources
         self.on_start, self.on_rung, self.on_end = on_start, on_rung, on_end
         self.curves: dict[str, list[Rung]] = {}
         self.started: dict[str, float] = {}
+        self.hosts: dict[str, Host] = {}
+        self.attempts: list[Attempt] = []
+        self.troubles: dict[str, list[str]] = {}
+        """Key of a trial -> why it was started anew."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.curves[trial.trial_id] = []
@@ -308,31 +335,61 @@ class _News(_Driver, tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "facts" not in result and "rung" in result:
+        if "host" in result:
+            self.hosts[trial.trial_id] = result["host"]
+        elif "facts" not in result and "rung" in result:
             self.curves[trial.trial_id].append(result["rung"])
             self.on_rung(self.proposals.works[trial.trial_id], result["rung"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        facts = trial.last_result.get("facts") or self._cut_short(trial.trial_id, "stopped", None)
-        self._end(trial.trial_id, facts, may_pass=facts.status == "unavailable")
+        self._end(trial.trial_id, trial.last_result.get("facts") or self._cut_short(trial.trial_id, "stopped", None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Tune does not retry a trial whose actor died between the last trial's end and this one's start.
-        if trial.trial_id not in self.started and self.proposals.give_back(trial.trial_id):
-            return
-        self._end(trial.trial_id, self._cut_short(trial.trial_id, "failed", WORKER_DIED), may_pass=True)
+        # What a trial did wrong comes back as facts; here come processes that died.
+        host = self.hosts.get(trial.trial_id)
+        where = f" on {host.name}" if host else " before the trial began"
+        told = f"{WORKER_DIED}{where} (killed, or out of memory)"
+        self._end(trial.trial_id, self._cut_short(trial.trial_id, "failed", told))
 
     def _cut_short(self, trial_id: str, status: str, error: str | None) -> Facts:
-        curve = self.curves.get(trial_id, [])
+        curve, host = self.curves.get(trial_id, []), self.hosts.get(trial_id)
         return Facts(
             status=status,
             score=max((rung.score for rung in curve), default=None),
             examples=curve[-1].examples if curve else 0,
             curve=tuple((rung.examples, rung.score) for rung in curve),
             seconds=time.time() - self.started.get(trial_id, time.time()),
+            measured={"host": host.name} if host else {},
             error=error,
         )
 
-    def _end(self, trial_id: str, facts: Facts, *, may_pass: bool) -> None:
+    def _end(self, trial_id: str, facts: Facts) -> None:
+        """Take an end as it is, or hand the trial out once more."""
+        work, host = self.proposals.works[trial_id], self.hosts.get(trial_id)
+        cause = cause_of(facts.status, facts.error)
+        self.attempts.append(Attempt(work.key, host.node if host else "", cause == "none"))
+        self.proposals.avoid = avoided(self.attempts)
+        may_pass = False
+        if cause != "none":
+            mine = [one for one in self.attempts if one.trial == work.key]
+            decision = after_end(cause, mine, _hosts_for(self.resources[work.pretrained.name]) - self.proposals.avoid)
+            if isinstance(decision, Again):
+                self.troubles.setdefault(work.key, []).append((facts.error or "").strip()[-500:])
+                self.proposals.give_back(trial_id, decision.without)
+                return
+            may_pass = decision.may_pass
+        if work.key in self.troubles:
+            facts = replace(facts, measured={**facts.measured, "retried_after": self.troubles[work.key]})
         self.proposals.tell(trial_id, facts.score)
-        self.on_end(self.proposals.works[trial_id], facts, may_pass)
+        self.on_end(work, facts, may_pass)
+
+
+def _hosts_for(demand: Resources) -> set[str]:
+    """Nodes that could hold a worker."""
+    return {
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= demand.cpus_per_worker
+        and node["Resources"].get("GPU", 0) >= demand.gpus_per_worker
+    }

@@ -215,15 +215,20 @@ def verdict_panel(verdict: Verdict) -> RenderableType:
 def failures_table(outcomes: Sequence[Outcome]) -> Table | None:
     """Trials and candidates without a result, and why; None when there are none."""
     failed = [one for one in outcomes if one.status in ("failed", "infeasible", "unavailable")]
-    if not failed:
+    retried = [one for one in outcomes if one not in failed and one.facts.get("retried_after")]
+    if not failed and not retried:
         return None
-    table = Table(title="Without a result", title_justify="left")
-    for heading in ("candidate", "stage", "status", "why"):
+    table = Table(title="Without a result" if failed else "Started anew", title_justify="left")
+    for heading in ("candidate", "stage", "status", "host", "why"):
         table.add_column(heading, overflow="fold")
-    for one in failed:
-        why = (one.error or "").strip().splitlines()
+    for one in (*failed, *retried):
+        why = (one.error or one.facts.get("retried_after", [""])[-1]).strip().splitlines()
         table.add_row(
-            one.candidate, one.stage, Text(one.status, style=STATUS_STYLE[one.status]), why[-1] if why else ""
+            one.candidate,
+            one.stage,
+            Text(f"{one.status}, started anew" if one in retried else one.status, style=STATUS_STYLE[one.status]),
+            str(one.facts.get("host", "")),
+            why[-1] if why else "",
         )
     return table
 

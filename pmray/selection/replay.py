@@ -22,6 +22,9 @@ from pmray.selection.ledger import Outcome
 ORDERS = 200
 """Random orders in which trials arrive, or models are tried."""
 
+SLACK = 1.15
+"""A recorded rung this much off counts as the one that a rule asks for."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -75,7 +78,8 @@ def replay_halving(
     """Play rules of halving on recorded curves: none, stopping (ours, see ``halving.halve``), and promotion.
 
     Stopping decides about each trial as it arrives, one after the other; promotion (Jamieson & Talwalkar 2016,
-    "Non-stochastic best arm identification") brings all to a rung first, and then the best 1/reduction to the next.
+    "Non-stochastic best arm identification") brings all to a rung first, pauses them, and resumes the best 1/reduction
+    to the next. Every reduction is played from every recorded rung on, its later rungs each `reduction` times as far.
 
     Args:
         curves: At least two, of the same rungs.
@@ -87,16 +91,37 @@ def replay_halving(
     """
     if len(curves) < 2:
         raise DataError(f"{len(curves)} trials went to their end; a replay needs two (`search.stop: false` stops none)")
-    rungs = sorted(set.intersection(*(set(curve.scores) - {curve.budget} for curve in curves)))
-    if not rungs:
+    known = sorted(set.intersection(*(set(curve.scores) - {curve.budget} for curve in curves)))
+    if not known:
         raise DataError("the trials have no rung in common; `search.rungs: 2` records two before the end")
     random = np.random.default_rng(seed)
     orders = [random.permutation(len(curves)) for _ in range(ORDERS)]
     rules: dict[str, Callable[[NDArray[np.int64]], Chosen]] = {"no halving": lambda order: (order.tolist(), {})}
+    whole = max(curve.budget for curve in curves)
     for reduction in reductions:
-        rules[f"stopping 1/{reduction:g}"] = partial(_stop, curves, rungs, reduction)
-        rules[f"promotion 1/{reduction:g}"] = partial(_promote, curves, rungs, reduction)
+        for rungs in ladders(known, whole, reduction):
+            where = " and ".join(f"{rung / whole:.0%}" for rung in rungs)
+            rules[f"stopping 1/{reduction:g} at {where}"] = partial(_stop, curves, rungs, reduction)
+            rules[f"promotion 1/{reduction:g} at {where}"] = partial(_promote, curves, rungs, reduction)
     return [_over(name, orders, curves, play) for name, play in rules.items()]
+
+
+def ladders(known: Sequence[int], whole: int, reduction: float) -> list[list[int]]:
+    """Rungs from each recorded one on, each about `reduction` times the one before it, as far as they are recorded.
+
+    >>> ladders([100, 150, 300, 600], 900, reduction=3)
+    [[100, 300], [150], [300], [600]]
+    """
+    found = []
+    for first in known:
+        rungs = [first]
+        while rungs[-1] * reduction < whole / SLACK:
+            nearest = min(known, key=lambda rung: abs(np.log(rung / (rungs[-1] * reduction))))
+            if nearest <= rungs[-1] or not 1 / SLACK <= nearest / (rungs[-1] * reduction) <= SLACK:
+                break
+            rungs.append(nearest)
+        found.append(rungs)
+    return found
 
 
 def _over(

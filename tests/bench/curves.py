@@ -36,7 +36,7 @@ from pmray.training.trial import Work, predictions_folder, read_predictions, rec
 
 SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))
 RECORD = Path(__file__).parent / "curves.jsonl"
-DATA_SETS = ("sst2", "trec6", "ag_news")
+DATA_SETS = ("sst2", "trec6", "sms_spam")
 ROWS = {"train": 600, "validation": 300, "test": 1000}
 RECIPES = 5
 """Of each candidate: the default one, and random ones from its space."""

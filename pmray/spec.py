@@ -399,6 +399,20 @@ def _short_name(model: str, layers: object) -> str:
     return f"{name}-{layers}-layers" if layers else name
 
 
+ALGORITHMS = ("tpe", "random", "grid")
+
+
+def _algorithm(value: str) -> str:
+    if value == "pbt" or value == "ray:pbt":
+        raise ValueError(
+            "population based training finds a schedule for one model's weights, not a recipe that can be fitted again "
+            f"with other seeds; use {', '.join(ALGORITHMS)} or ray:NAME"
+        )
+    if value not in ALGORITHMS and not re.fullmatch(r"ray:\w+", value):
+        raise UnknownName("algorithm", value, [*ALGORITHMS, "ray:NAME"])
+    return value
+
+
 class Encode(Section):
     """How rows become model inputs, once for all trials."""
 
@@ -420,8 +434,9 @@ class Search(Section):
     """Start no new trial after so many hours of a GPU, over all trials."""
     until_sure: bool = False
     """Start no new trial once the leading candidates can hardly change any more; `trials` stays the most there are."""
-    algorithm: Literal["tpe", "random", "grid"] = "tpe"
-    """How recipes are proposed: Optuna's TPE (Bergstra et al. 2011), random search, or a grid."""
+    algorithm: Annotated[str, AfterValidator(_algorithm)] = "tpe"
+    """How recipes are proposed: Optuna's TPE (``tpe``, Bergstra et al. 2011), ``random``, ``grid``, or a searcher of
+    Ray Tune whose package is installed (``ray:hyperopt``), one for each candidate in turn."""
     experience: Annotated[bool | str, BeforeValidator(_switch)] = False
     """Use how models did on earlier data, and add what this run finds: ``on`` (a file in `storage`), a path, or
     ``off``. Nothing of the data is kept, and nothing is sent anywhere."""

@@ -23,6 +23,7 @@ from pmray.bundle import open_bundle
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
+from pmray.distributed.searchers import check_algorithm, search_of
 from pmray.distributed.tune import run_trials
 from pmray.errors import NoVerdict
 from pmray.export import export, has_weights, is_exported
@@ -47,7 +48,7 @@ from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Agreement, Ranked
 from pmray.selection.reuse import reuse_told
-from pmray.selection.search import Search, Tried
+from pmray.selection.search import Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.tasks.base import Outcomes
@@ -122,6 +123,7 @@ def sweep(
         NoVerdict: No trial gave a score.
     """
     preparation.check_command(spec, labels=True)
+    check_algorithm(spec.search)
     console = console or people()
     with open_run(spec, fresh=fresh) as run:
         prepared = prepare_run(spec, run, console, strict)
@@ -267,13 +269,8 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
     by_weights = {weights_of(prepared.pretrained(arm.candidate)): arm for arm in arms}
     proven = first_recipes(experience_of(prepared, None), signature(prepared), by_weights)
-    search = Search(
-        arms,
-        algorithm=spec.search.algorithm,
-        seed=spec.search.seed,
-        tried=tried,
-        first=[(by_weights[weights].candidate, recipe) for weights, recipe in proven.items()],
-    )
+    first = [(by_weights[weights].candidate, recipe) for weights, recipe in proven.items()]
+    search = search_of(spec.search, arms, tried, first)
     spent = Spent.of(run.ledger.settled("sweep").values(), resources)
     known_trials = current_trials(prepared, run, kept)
     ended_trials = list(known_trials)

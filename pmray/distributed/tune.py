@@ -24,7 +24,7 @@ from pmray.selection.failures import ATTEMPTS, WORKER_DIED, Again, Attempt, afte
 from pmray.selection.features import look
 from pmray.selection.halving import Standing, Stop, halve
 from pmray.selection.ledger import Outcome
-from pmray.selection.search import Proposal, Search
+from pmray.selection.search import Asking, Proposal
 from pmray.spec import Resources
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained
@@ -91,7 +91,7 @@ def _rank_one(
 
 
 def run_trials(
-    search: Search,
+    search: Asking,
     make_work: Callable[[Proposal], Work],
     resources: Mapping[str, Resources],
     *,
@@ -225,7 +225,7 @@ class _Proposals(_Driver, Searcher):
     """Hands the search's proposals to Tune, and the scores back."""
 
     def __init__(
-        self, search: Search, make_work: Callable[[Proposal], Work], trials: int, enough: Callable[[], bool]
+        self, search: Asking, make_work: Callable[[Proposal], Work], trials: int, enough: Callable[[], bool]
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -44,6 +44,18 @@ class Proposal:
     recipe: Recipe
 
 
+class Asking(Protocol):
+    """What proposes recipes and learns from their scores."""
+
+    def ask(self) -> Proposal | None:
+        """Return what to try next; None when there is nothing new."""
+        ...
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Learn a proposal's score; None when it failed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tried:
     """Something that was tried before, perhaps by an earlier run."""
@@ -65,7 +77,7 @@ class Search:
         self,
         arms: Sequence[Arm],
         *,
-        algorithm: Literal["tpe", "random", "grid"] = "tpe",
+        algorithm: str = "tpe",
         seed: int = 0,
         tried: Sequence[Tried] = (),
         first: Sequence[tuple[str, Recipe]] = (),
@@ -74,7 +86,7 @@ class Search:
 
         Args:
             arms: Candidates with their spaces.
-            algorithm: How recipes are proposed after the first ones; a grid goes through all candidates in turn.
+            algorithm: How recipes are proposed after the first ones: tpe, random, or grid, whose candidates take turns.
             seed: Of all chance.
             tried: What earlier runs know.
             first: (candidate, recipe) pairs to try right after the default recipes.
@@ -85,7 +97,7 @@ class Search:
         self._running: dict[int, optuna.Trial] = {}
         self._count = 0
         self._chance = Random(seed + len(tried))
-        with _Quiet():
+        with Quiet():
             # Past trials change what is proposed next, so they also move the seed on.
             self._study = optuna.create_study(
                 direction="maximize", sampler=_sampler(algorithm, seed + len(tried), startup=2 * len(arms))
@@ -105,7 +117,7 @@ class Search:
             left = (one for one in self._grid if one not in self._proposed)
             return self._propose(*found) if (found := next(left, None)) else None
         for _ in range(ATTEMPTS):
-            with _Quiet():
+            with Quiet():
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
@@ -118,10 +130,7 @@ class Search:
         # TPE comes back to what was good; in a small space chance finds what is left.
         for _ in range(4 * ATTEMPTS):
             arm = self._chance.choice(list(self._arms.values()))
-            recipe = _changed(
-                arm,
-                {field: _readable(field, _draw(values, self._chance), values) for field, values in arm.space.items()},
-            )
+            recipe = readable_recipe(arm, {field: _draw(values, self._chance) for field, values in arm.space.items()})
             if (arm.candidate, recipe) not in self._proposed:
                 return self._propose(arm.candidate, recipe)
         return None
@@ -129,7 +138,7 @@ class Search:
     def tell(self, number: int, score: float | None) -> None:
         """Learn a proposal's score; None when it failed."""
         proposal = self._open.pop(number)
-        with _Quiet():
+        with Quiet():
             trial = self._running.pop(number, None)
             if trial is None:
                 self._record(Tried(proposal.candidate, proposal.recipe, score))
@@ -191,6 +200,11 @@ def _in_order(space: Mapping[str, Range]) -> list[str]:
 def _means_something(field: str, arm: Arm, values: Mapping[str, Any]) -> bool:
     needed = NEEDS.get(field)
     return needed is None or bool(values.get(needed, getattr(arm.default, needed)))
+
+
+def readable_recipe(arm: Arm, values: Mapping[str, Any]) -> Recipe:
+    """The candidate's default recipe with proposed values, rounded so that people can read them."""
+    return _changed(arm, {field: _readable(field, value, arm.space[field]) for field, value in values.items()})
 
 
 def _changed(arm: Arm, values: Mapping[str, Any]) -> Recipe:
@@ -263,7 +277,7 @@ def _sampler(algorithm: str, seed: int, startup: int) -> optuna.samplers.BaseSam
     )
 
 
-class _Quiet:
+class Quiet:
     """Optuna's notes on features it calls experimental, and one line a trial, are noise in a sweep."""
 
     def __enter__(self) -> None:

@@ -38,7 +38,7 @@ SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))
 RECORD = Path(__file__).parent / "curves.jsonl"
 DATA_SETS = ("sst2", "trec6", "sms_spam")
 ROWS = {"train": 600, "validation": 300, "test": 1000}
-RECIPES = 5
+RECIPES = 4
 """Of each candidate: the default one, and random ones from its space."""
 SHARES = (1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of a whole fit, after which it is scored: rungs of any reduction from 1.5 to 9."""

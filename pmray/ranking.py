@@ -24,7 +24,8 @@ from pmray.selection.experience import (
     tell,
     weights_of,
 )
-from pmray.selection.ledger import Outcome
+from pmray.selection.failures import ATTEMPTS, PASSING, cause_of
+from pmray.selection.ledger import Outcome, latest
 from pmray.selection.proxies import PROXIES, Agreement, Cost, Limits, Ranked, agreement, thin
 from pmray.spec import Recipe
 from pmray.training.model import Pretrained
@@ -64,23 +65,32 @@ def rank_stage(prepared: Prepared, run: Run, cluster: Capacity, console: Console
         )
         advance()
 
-    with steps(console, "ranking", len(waiting)) as advance:
-        if waiting:
-            targets = prepared.task.targets(prepared.dataset.train)[rows]
-            rank_candidates(
-                waiting,
-                resources,
-                prepared.task.to_json(),
-                prepared.metric,
-                prepared.cache,
-                {
-                    one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
-                    for one in waiting
-                },
-                rows,
-                targets,
-                ended,
-            )
+    for _ in range(ATTEMPTS):
+        with steps(console, "ranking", len(waiting)) as advance:
+            if waiting:
+                targets = prepared.task.targets(prepared.dataset.train)[rows]
+                rank_candidates(
+                    waiting,
+                    resources,
+                    prepared.task.to_json(),
+                    prepared.metric,
+                    prepared.cache,
+                    {
+                        one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
+                        for one in waiting
+                    },
+                    rows,
+                    targets,
+                    ended,
+                )
+        told = latest(run.ledger.outcomes)
+        waiting = [
+            one
+            for one in waiting
+            if told[keys[one.name]].status == "failed" and cause_of("failed", told[keys[one.name]].error) in PASSING
+        ]
+        if not waiting:
+            break
     known = run.ledger.settled("rank")
     facts = {one.name: known[keys[one.name]].facts for one in prepared.candidates if keys[one.name] in known}
     if not facts:

@@ -44,6 +44,7 @@ from pmray.scoring.ragged import flat
 from pmray.selection.budget import Spent
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
+from pmray.selection.failures import ATTEMPTS, PASSING, cause_of
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Agreement, Ranked
@@ -363,10 +364,13 @@ def _refit(
         ]
     known = run.ledger.settled("final")
     left = [work for works in groups.values() for work in works if work.key in again or not _is_settled(work, known)]
-    if left:
-        fit_works(
+    for _ in range(ATTEMPTS):
+        if not left:
+            break
+        ended = fit_works(
             prepared, run, left, cluster, console, title="finalists", on_done=partial(_drop_losing_seeds, run, groups)
         )
+        left = [work for work in left if cause_of(ended[work.key].status, ended[work.key].error) in PASSING]
     known = run.ledger.settled("final")
     done = {
         name: [known[work.key] for work in works if work.key in known and known[work.key].status == "done"]

@@ -67,7 +67,7 @@ def rank_candidates(
         try:
             scores, cost, seconds = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            on_end(one, None, None, str(error.cause).strip()[-500:], 0.0)
+            on_end(one, None, None, f"{type(error.cause).__name__}: {error.cause}".strip()[-500:], 0.0)
         except ray.exceptions.RayError as error:
             on_end(one, None, None, f"{type(error).__name__}: {str(error).strip()[:300]}", 0.0)
         else:

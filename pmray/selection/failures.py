@@ -25,6 +25,13 @@ IN_A_ROW = 3
 
 WORKER_DIED = "the trial's worker process died"
 
+_DIED = re.compile(
+    rf"{WORKER_DIED}|WorkerCrashedError|ActorDiedError|ActorUnavailableError|NodeDiedError|RayActorError|"
+    r"\bactor (?:died|is dead)|\bworker (?:died|crashed)",
+    re.IGNORECASE,
+)
+"""Ours, and how Ray tells of tasks, actors and worker groups that lost their process."""
+
 _MACHINE = re.compile(
     r"^(?:[\w.]*\b)?(?:OSError|IOError|FileNotFoundError|PermissionError|ConnectionError|ConnectionResetError|"
     r"ConnectionRefusedError|BrokenPipeError|TimeoutError|AcceleratorError|DistBackendError|SafetensorError)\b"
@@ -73,7 +80,7 @@ def cause_of(status: str, error: str | None) -> Cause:
     if status == "unavailable":
         return "candidate"
     told = error or ""
-    if told.startswith(WORKER_DIED):
+    if _DIED.search(told):
         return "worker"
     if _MACHINE.search(told):
         return "machine"

@@ -26,6 +26,8 @@ TRACE = '  File "x.py", line 3, in f\n    g()\n'
         ("infeasible", "bert ran out of memory", "memory"),
         ("unavailable", "bert: no such folder", "candidate"),
         ("failed", f"{WORKER_DIED} on node-1 (killed, or out of memory)", "worker"),
+        ("failed", "WorkerCrashedError: The worker died unexpectedly while executing this task", "worker"),
+        ("failed", "The actor died unexpectedly before finishing this task.", "worker"),
         ("failed", f"{TRACE}OSError: [Errno 28] No space left on device", "machine"),
         ("failed", f"{TRACE}ConnectionResetError: [Errno 104] Connection reset by peer", "machine"),
         ("failed", f"{TRACE}safetensors.SafetensorError: file is torn", "machine"),

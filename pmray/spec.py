@@ -447,7 +447,11 @@ class Search(Section):
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung."""
     rungs: int = Field(default=2, ge=0)
-    """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial. 0: no halving."""
+    """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial, but none within
+    twice the warm-up. 0: no halving."""
+    pause: bool = True
+    """Whether all trials wait at a rung, and the best then go on from their states; false decides about each as it
+    arrives (the stopping rule of ASHA), which needs no states and takes more training."""
     stop: bool = True
     """Whether halving stops trials; false lets all go to their end, which costs more and serves `pmray replay`."""
     finalists: int = Field(default=3, ge=1)

@@ -259,9 +259,9 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         left = max(left, sum((arm.candidate, arm.default) not in known for arm in arms))
     if left <= 0:
         console.print(f"sweep: all {len(tried)} trials are in the ledger")
-        return
-    if tried:
+    elif tried:
         console.print(f"sweep: {len(tried)} trials are in the ledger, {left} to go")
+    left = max(0, left)
     if spec.search.trials < len(kept):
         console.print(
             f"[yellow]search.trials = {spec.search.trials} is less than {len(kept)} candidates: some are not tried[/]"
@@ -274,31 +274,43 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
     search = search_of(spec.search, arms, tried, first)
     spent = Spent.of(run.ledger.settled("sweep").values(), resources)
     known_trials = current_trials(prepared, run, kept)
-    ended_trials = list(known_trials)
+    ended_trials = {one.key: one for one in known_trials}
+    pause = _may_pause(prepared, console)
     started = time.time()
+
+    def over() -> str | None:
+        """Which budget is used up, in words, or None."""
+        return spent.reached(spec.search, time.time() - started)
 
     def enough() -> str | None:
         """Why no further trial is started, in words, or None."""
-        reason = spent.reached(spec.search, time.time() - started)
-        if reason is None and spec.search.until_sure:
-            validation = len(prepared.dataset.validation)
-            reason = settled_leaders(ended_trials, kept, validation, spec.search.finalists)
-        return reason
+        if (reason := over()) or not spec.search.until_sure:
+            return reason
+        validation = len(prepared.dataset.validation)
+        return settled_leaders(ended_trials.values(), kept, validation, spec.search.finalists)
 
-    if reason := enough():
+    if left and (reason := enough()):
         # By an earlier run of this folder.
         console.print(f"[yellow]no further trial is started: {reason}[/]")
-        return
+        left = 0
     board = TrialBoard(console, "sweep", prepared.metric, left, left * prepared.rungs[-1])
     with board:
 
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:
             outcome = outcome_of(work, facts, "sweep", may_pass=may_pass)
             run.ledger.append(outcome)
-            run.discard_state(work.key)
+            if outcome.status != "stopped":
+                # One that was stopped may go on.
+                run.discard_state(work.key)
             spent.add(outcome, resources)
-            ended_trials.append(outcome)
+            ended_trials[outcome.key] = outcome
             board.end(work.key, outcome)
+
+        def begun(work: Work) -> None:
+            if work.key in board.rows and board.rows[work.key].status != "running":
+                # It waited at a rung, or failed: it ends once more.
+                board.ended -= 1
+            board.start(work.key, *described(prepared, work))
 
         run_trials(
             search,
@@ -311,14 +323,36 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             reduction=spec.search.reduction if spec.search.stop else math.inf,
             enough=lambda: enough() is not None,
             scratch=run.scratch,
-            on_start=lambda work: board.start(work.key, *described(prepared, work)),
+            on_start=begun,
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
             earlier=known_trials,
+            over=lambda: over() is not None,
+            pause=pause,
         )
+    for key in ended_trials:
+        run.discard_state(key)
     reason = enough()
     if reason and board.ended < left:
         console.print(f"[yellow]the sweep ended early: {reason}[/]")
+
+
+def _may_pause(prepared: Prepared, console: Console) -> bool:
+    """Whether trials wait at their rungs: the spec says so, and the states of all of them find room on the disk."""
+    search = prepared.spec.search
+    if not (search.pause and search.stop and prepared.keep_states and search.rungs):
+        return False
+    largest = max(one.parameters for one in prepared.candidates)
+    # Weights, their best so far, and the optimizer's two moments, in fp32.
+    states = 16 * largest * search.trials
+    free = shutil.disk_usage(prepared.cache).free
+    room = min(free // 2, free if search.max_disk is None else search.max_disk)
+    if states > room:
+        console.print(
+            f"[yellow]trials do not wait at rungs: the states of {search.trials} would take {states / 1e9:.1f} GB, and "
+            f"there are {room / 1e9:.1f} GB for them; each is decided about as it arrives[/]"
+        )
+    return states <= room
 
 
 def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:

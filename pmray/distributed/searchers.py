@@ -83,6 +83,11 @@ class TuneSearch:
         else:
             self._searchers[candidate].on_trial_complete(asked, {SCORE: score})
 
+    def learn(self, one: Tried) -> None:
+        """Learn the score of something that went on after its score was told, or that an earlier run had begun."""
+        if one.score is not None and one.candidate in self._searchers:
+            self._add(one.candidate, one.recipe, one.score)
+
     def _propose(self, candidate: str, recipe: Recipe, asked: str | None) -> Proposal:
         self._proposed.add((candidate, recipe))
         proposal = Proposal(self._count, candidate, recipe)

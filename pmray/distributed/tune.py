@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from ray.tune.search import Searcher
 
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection import proxies
-from pmray.selection.failures import ATTEMPTS, WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
+from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
 from pmray.selection.features import look
-from pmray.selection.halving import Standing, Stop, halve
+from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
 from pmray.selection.ledger import Outcome
-from pmray.selection.search import Asking, Proposal
-from pmray.spec import Resources
+from pmray.selection.search import Asking, Proposal, Tried
+from pmray.spec import Recipe, Resources
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained
-from pmray.training.trial import Facts, Work, carry_out, open_task
+from pmray.training.state import State, StateFile
+from pmray.training.trial import Facts, Work, carry_out, open_task, state_file
 
 
 def rank_candidates(
@@ -104,6 +106,8 @@ def run_trials(
     on_rung: Callable[[Work, Rung], None],
     on_end: Callable[[Work, Facts, bool], None],
     earlier: Iterable[Outcome] = (),
+    over: Callable[[], bool] = lambda: False,
+    pause: bool = False,
 ) -> None:
     """Run a sweep as one Tune run over (candidate, recipe).
 
@@ -117,15 +121,18 @@ def run_trials(
         trials: How many to run.
         at_a_time: Trials that run at once.
         reduction: Of the halving; see ``selection.halving``.
-        enough: Whether a budget is used up, so that no further trial is started.
+        enough: Whether no further trial is to be started.
         scratch: Folder for Tune's own files; removed by the caller.
         on_start: Called in the driver when a trial starts, or starts anew.
         on_rung: Called when it reaches a rung.
         on_end: Called with (work, facts, may_pass) when it has ended, well or not.
-        earlier: Trials of this sweep that have ended before, against which new ones are held at each rung.
+        earlier: Trials of this sweep that have ended or waited before; new ones are held against them at each rung.
+        over: Whether a budget is used up, so that none that waits goes on either.
+        pause: Whether trials of one worker wait at each rung until all have arrived, and the best then go on; otherwise
+            each is decided about as it arrives, as those of several workers are in any case.
     """
-    proposals = _Proposals(search, make_work, trials, enough)
-    if proposals.first is None:
+    proposals = _Proposals(search, make_work, trials, enough, over, earlier, reduction if pause else math.inf)
+    if proposals.at_end():
         return
     # Trials of one worker share actors; several workers make a trial that ends its own worker group.
     nested = {name: demand for name, demand in resources.items() if demand.most > 1}
@@ -149,9 +156,9 @@ def run_trials(
         tune.with_resources(tune.with_parameters(_trial, nested=nested, scratch=str(scratch)), demand_of),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=_Halving(reduction, proposals, earlier),
-            # The searcher says when it is at its end; it may hand out a trial several times.
-            num_samples=ATTEMPTS * trials,
+            scheduler=_Halving(reduction, proposals, nested if pause else resources, earlier),
+            # The searcher says when it is at its end; it hands out a trial once for each rung, and after failures.
+            num_samples=-1,
             max_concurrent_trials=at_a_time,
             # An actor is reused whatever the next trial asks for, so only where all ask for the same.
             reuse_actors=alike,
@@ -160,7 +167,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
-            callbacks=[_News(proposals, resources, on_start, on_rung, on_end)],
+            callbacks=[_News(proposals, resources, on_start, on_rung, on_end, earlier)],
             verbose=0,
         ),
     )
@@ -174,7 +181,7 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
     if demand is None:
         # Said first: of a process that dies, nothing else tells where it was.
         tune.report({"host": Host(ray.get_runtime_context().get_node_id(), socket.gethostname())})
-        facts = carry_out(work, lambda rung: tune.report(_rung_report(rung)))
+        facts = _until(work, config["goal"], lambda rung: tune.report(_rung_report(rung)))
         tune.report({"examples": facts.examples, "facts": facts})
         return
     trainer = TorchTrainer(
@@ -189,6 +196,52 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         tune.report({"examples": 0, "facts": failure_of(error, demand)})
+
+
+class _Paused(BaseException):
+    """The state of a fit is kept, and it ends for now; no error, so that nobody takes it for one."""
+
+
+class _Pausing(StateFile):
+    """Keeps states, and ends the fit with the one that follows its goal."""
+
+    reached = False
+
+    def urgent(self) -> bool:
+        """Whether the goal is reached, so that a state is wanted now."""
+        return self.reached
+
+    def save(self, state: State) -> None:
+        """Keep a state; the last one ends the fit."""
+        super().save(state)
+        if self.reached:
+            raise _Paused
+
+
+def _until(work: Work, goal: int, report: Callable[[Rung], None]) -> Facts:
+    """Carry out a work as far as a rung, and from there another time; or to its end."""
+    if goal >= work.budget or work.states is None:
+        return carry_out(work, report)
+    keeper = _Pausing(state_file(work.states, work.key), seconds=work.state_seconds)
+    curve: list[tuple[int, float]] = []
+    started = time.perf_counter()
+
+    def reached(rung: Rung) -> None:
+        curve.append((rung.examples, rung.score))
+        report(rung)
+        keeper.reached = rung.examples >= goal
+
+    try:
+        return carry_out(work, reached, keeper)
+    except _Paused:
+        return Facts(
+            status="stopped",
+            score=max(score for _, score in curve),
+            examples=curve[-1][0],
+            curve=tuple(curve),
+            seconds=time.perf_counter() - started,
+            measured={"host": socket.gethostname(), **({"state_problem": keeper.problem} if keeper.problem else {})},
+        )
 
 
 def _nested_worker(config: dict[str, Any]) -> None:
@@ -225,14 +278,32 @@ class _Proposals(_Driver, Searcher):
     """Hands the search's proposals to Tune, and the scores back."""
 
     def __init__(
-        self, search: Asking, make_work: Callable[[Proposal], Work], trials: int, enough: Callable[[], bool]
+        self,
+        search: Asking,
+        make_work: Callable[[Proposal], Work],
+        trials: int,
+        enough: Callable[[], bool],
+        over: Callable[[], bool] = lambda: False,
+        earlier: Iterable[Outcome] = (),
+        reduction: float = math.inf,
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
-        self.search, self.make_work, self.left, self.enough = search, make_work, trials, enough
-        self.first = search.ask()
+        self.search, self.make_work, self.left, self.enough, self.over = search, make_work, trials, enough, over
+        self.reduction = reduction
+        """Of trials that wait at their rungs; infinite where none does."""
+        self.reached: dict[str, Reached] = {}
+        """Key of a trial -> how far it has come."""
+        self.waiting: dict[str, tuple[int | None, Work]] = {}
+        """Key of a trial that waits at a rung -> its number in the search, where this run has proposed it."""
+        self.promoted: list[str] = []
+        """Keys of those that go on next."""
+        for one in earlier:
+            proposal = Proposal(-1, one.candidate, Recipe(**one.recipe))
+            self.note(make_work(proposal), one.curve, None, waits=one.status == "stopped")
+        self.first = search.ask() if trials else None
         """Asked before Tune starts, which cannot run without a trial."""
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[str, int | None] = {}
         self.works: dict[str, Work] = {}
         self.under_way: set[str] = set()
         self.given_back: list[tuple[str, frozenset[str]]] = []
@@ -242,21 +313,53 @@ class _Proposals(_Driver, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         without: frozenset[str] = frozenset()
+        number: int | None
         if self.given_back:
             lost, without = self.given_back.pop()
             number, work = self.numbers[lost], self.works[lost]
-        else:
-            proposal = self._next()
-            if proposal is None:
-                # A trial under way may yet be given back.
-                return None if self.under_way else Searcher.FINISHED
+        elif self.promoted:
+            number, work = self.waiting.pop(self.promoted.pop(0))
+        elif proposal := self._next():
             number, work = proposal.number, self.make_work(proposal)
+        elif self.under_way:
+            # One under way may yet be given back, and who goes on is known when all have arrived.
+            return None
+        elif self.at_end():
+            return Searcher.FINISHED
+        else:
+            number, work = self.waiting.pop(self.promoted.pop(0))
         self.under_way.add(trial_id)
         self.numbers[trial_id], self.works[trial_id] = number, work
-        return {"work": work, "without": sorted(self.avoid | without)}
+        return {"work": work, "without": sorted(self.avoid | without), "goal": self._goal(work)}
+
+    def at_end(self) -> bool:
+        """Whether there is nothing to start, and nobody who goes on; called when nothing is under way."""
+        if self.first is not None:
+            return False
+        if not self.promoted and not self.over():
+            rungs = sorted({rung for _, work in self.waiting.values() for rung in work.rungs[:-1]})
+            self.promoted = promoted(list(self.reached.values()), rungs, reduction=self.reduction)
+        return not self.promoted
+
+    def note(self, work: Work, curve: Iterable[tuple[int, float]], number: int | None, *, waits: bool) -> None:
+        """Remember how far a trial has come, and whether it waits there."""
+        known = self.reached.get(work.key)
+        scores = {**(known.curve if known else {}), **dict(curve)}
+        waits = waits and math.isfinite(self.reduction) and bool(scores) and max(scores) < work.budget
+        if scores:
+            self.reached[work.key] = Reached(work.key, work.pretrained.name, scores, waits)
+        if waits:
+            self.waiting[work.key] = (number, work)
+
+    def _goal(self, work: Work) -> int:
+        """Examples at which a trial waits next; its end where none does."""
+        known = self.reached.get(work.key)
+        seen = max(known.curve) if known else 0
+        return work.budget if math.isinf(self.reduction) else min(rung for rung in work.rungs if rung > seen)
 
     def _next(self) -> Proposal | None:
         if self.left == 0 or self.enough():
+            self.left, self.first = 0, None
             return None
         proposal = self.search.ask() if self.first is None else self.first
         self.first = None
@@ -273,7 +376,12 @@ class _Proposals(_Driver, Searcher):
 
     def tell(self, trial_id: str, score: float | None) -> None:
         self.under_way.discard(trial_id)
-        self.search.tell(self.numbers[trial_id], score)
+        number, work = self.numbers[trial_id], self.works[trial_id]
+        if number is None:
+            # It has gone on from a rung where its score was told, in this run or an earlier one.
+            self.search.learn(Tried(work.pretrained.name, work.recipe, score))
+        else:
+            self.search.tell(number, score)
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is what a sweep resumes from."""
@@ -283,11 +391,13 @@ class _Proposals(_Driver, Searcher):
 
 
 class _Halving(_Driver, FIFOScheduler):
-    """Asks ``selection.halving`` at every rung."""
+    """Asks ``selection.halving`` at every rung about trials of those candidates that do not wait there."""
 
-    def __init__(self, reduction: float, proposals: _Proposals, earlier: Iterable[Outcome]) -> None:
+    def __init__(
+        self, reduction: float, proposals: _Proposals, deciding: Collection[str], earlier: Iterable[Outcome]
+    ) -> None:
         super().__init__()
-        self.reduction, self.proposals = reduction, proposals
+        self.reduction, self.proposals, self.deciding = reduction, proposals, deciding
         self.rungs: dict[int, dict[str, Standing]] = {}
         for one in earlier:
             for examples, score in one.curve:
@@ -302,6 +412,8 @@ class _Halving(_Driver, FIFOScheduler):
         standings = self.rungs.setdefault(examples, {})
         # A trial that was started anew arrives a second time, and replaces itself.
         standings[work.key] = Standing(work.key, work.pretrained.name, result["score"])
+        if work.pretrained.name not in self.deciding:
+            return str(TrialScheduler.CONTINUE)
         first = examples == min(self.rungs)
         decision = halve(work.key, list(standings.values()), reduction=self.reduction, first_rung=first)
         return str(TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE)
@@ -317,6 +429,7 @@ class _News(_Driver, tune.Callback):
         on_start: Callable[[Work], None],
         on_rung: Callable[[Work, Rung], None],
         on_end: Callable[[Work, Facts, bool], None],
+        earlier: Iterable[Outcome] = (),
     ) -> None:
         self.proposals, self.resources = proposals, resources
         self.on_start, self.on_rung, self.on_end = on_start, on_rung, on_end
@@ -326,6 +439,10 @@ class _News(_Driver, tune.Callback):
         self.attempts: list[Attempt] = []
         self.troubles: dict[str, list[str]] = {}
         """Key of a trial -> why it was started anew."""
+        self.parts: dict[str, Facts] = {
+            one.key: Facts(one.status, one.score, one.examples, one.curve, one.seconds) for one in earlier
+        }
+        """Key of a trial -> what it gave until it waited."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.curves[trial.trial_id] = []
@@ -380,8 +497,26 @@ class _News(_Driver, tune.Callback):
             may_pass = decision.may_pass
         if work.key in self.troubles:
             facts = replace(facts, measured={**facts.measured, "retried_after": self.troubles[work.key]})
+        facts = self._whole(work, facts)
         self.proposals.tell(trial_id, facts.score)
+        waits = facts.status == "stopped" and host is not None
+        self.proposals.note(work, facts.curve, None, waits=waits)
         self.on_end(work, facts, may_pass)
+
+    def _whole(self, work: Work, facts: Facts) -> Facts:
+        """Put together what a trial gave before it waited and after."""
+        curve = {**dict(self.parts[work.key].curve), **dict(facts.curve)} if work.key in self.parts else {}
+        if curve:
+            before = self.parts[work.key]
+            facts = replace(
+                facts,
+                curve=tuple(sorted(curve.items())),
+                score=max(curve.values()),
+                examples=max(facts.examples, before.examples),
+                seconds=facts.seconds + before.seconds,
+            )
+        self.parts[work.key] = facts
+        return facts
 
 
 def _hosts_for(demand: Resources) -> set[str]:

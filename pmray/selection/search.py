@@ -44,6 +44,15 @@ class Proposal:
     recipe: Recipe
 
 
+@dataclass(frozen=True)
+class Tried:
+    """Something that was tried before, perhaps by an earlier run."""
+
+    candidate: str
+    recipe: Recipe
+    score: float | None
+
+
 class Asking(Protocol):
     """What proposes recipes and learns from their scores."""
 
@@ -55,14 +64,9 @@ class Asking(Protocol):
         """Learn a proposal's score; None when it failed."""
         ...
 
-
-@dataclass(frozen=True)
-class Tried:
-    """Something that was tried before, perhaps by an earlier run."""
-
-    candidate: str
-    recipe: Recipe
-    score: float | None
+    def learn(self, one: Tried) -> None:
+        """Learn the score of something that went on after its score was told, or that an earlier run had begun."""
+        ...
 
 
 class Search:
@@ -146,6 +150,11 @@ class Search:
                 self._study.tell(trial, state=TrialState.FAIL)
             else:
                 self._study.tell(trial, score)
+
+    def learn(self, one: Tried) -> None:
+        """Learn the score of something that went on after its score was told, or that an earlier run had begun."""
+        with Quiet():
+            self._record(one)
 
     def _propose(self, candidate: str, recipe: Recipe) -> Proposal:
         self._proposed.add((candidate, recipe))

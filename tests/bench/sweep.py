@@ -23,9 +23,9 @@ from rich.table import Table
 from pmray.distributed.cluster import connected
 from pmray.fitting import encode
 from pmray.preparation import prepare
-from pmray.selection.halving import Standing, Stop, halve
 from pmray.selection.proxies import thin
-from tests.bench.curves import DATA_SETS, SHARES, rank, read, spec_of
+from pmray.selection.replay import Curve, play_promotion, play_stopping
+from tests.bench.curves import DATA_SETS, RECIPES, SHARES, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 
 ORDERS = 300
@@ -54,72 +54,36 @@ def brute_force(fits: Fits, order: Sequence[int]) -> Choice:
 
 
 def funnel(
-    kept: Sequence[str], share: float, reduction: float, *, promotion: bool = False, trials: int | None = None
+    kept: Sequence[str], shares: Sequence[float], *, pause: bool, reduction: float = 3, trials: int | None = None
 ) -> Callable[[Fits, Sequence[int]], Choice]:
-    """pmray's way, with the rungs from `share` of the longest fit on.
+    """pmray's way.
 
     Args:
         kept: Candidates that the ranking left.
-        share: Of the whole fit at the first rung; each later one is `reduction` times as far.
+        shares: Of a whole fit, at which trials are compared.
+        pause: Bring all to a rung first, and then the best on, in place of deciding as each arrives.
         reduction: Of halving.
-        promotion: Bring all to a rung first, and then the best on, in place of deciding as each arrives.
         trials: How many of the recipes are tried; all by default. Default recipes come first.
     """
 
     def play(fits: Fits, order: Sequence[int]) -> Choice:
-        known = SHARES
-        rungs, at = [], share
-        while at < 0.95:
-            rungs.append(min(range(len(known)), key=lambda index: abs(known[index] - at)))
-            at *= reduction
         chosen = [index for index in order if fits[index]["candidate"] in kept]
         chosen.sort(key=lambda index: not fits[index]["default"])
         chosen = chosen[:trials]
-        done, stopped = (_promote if promotion else _stop)(fits, chosen, rungs, reduction)
-        best = max((fits[index] for index in done), key=lambda one: (one["score"], one["key"]))
-        parts = dict.fromkeys(done, 1.0) | {index: known[rung] for index, rung in stopped.items()}
+        curves = [Curve(str(index), fits[index]["candidate"], dict(fits[index]["curve"])) for index in chosen]
+        rungs = [fits[chosen[0]]["curve"][SHARES.index(share)][0] for share in shares]
+        rule = play_promotion if pause else play_stopping
+        ended, left = rule(curves, rungs, reduction, np.arange(len(chosen)))
+        best = max((fits[chosen[place]] for place in ended), key=lambda one: (one["score"], one["key"]))
+        seen = {chosen[place]: curves[place].budget for place in ended}
+        seen |= {chosen[place]: rung for place, rung in left.items()}
         return Choice(
             best["test"],
-            sum(part * fits[index]["train_seconds"] for index, part in parts.items()),
-            round(sum(part * fits[index]["curve"][-1][0] for index, part in parts.items())),
+            sum(count / fits[index]["curve"][-1][0] * fits[index]["train_seconds"] for index, count in seen.items()),
+            sum(seen.values()),
         )
 
     return play
-
-
-def _stop(
-    fits: Fits, chosen: Sequence[int], rungs: Sequence[int], reduction: float
-) -> tuple[list[int], dict[int, int]]:
-    standings: dict[int, list[Standing]] = {rung: [] for rung in rungs}
-    done, stopped = [], {}
-    for index in chosen:
-        for rung in rungs:
-            score = fits[index]["curve"][rung][1]
-            standings[rung].append(Standing(str(index), fits[index]["candidate"], score))
-            first = rung == rungs[0]
-            if isinstance(halve(str(index), standings[rung], reduction=reduction, first_rung=first), Stop):
-                stopped[index] = rung
-                break
-        else:
-            done.append(index)
-    return done, stopped
-
-
-def _promote(
-    fits: Fits, chosen: Sequence[int], rungs: Sequence[int], reduction: float
-) -> tuple[list[int], dict[int, int]]:
-    going, stopped = list(chosen), {}
-    for rung in rungs:
-        ranked = sorted(going, key=lambda index: -fits[index]["curve"][rung][1])
-        keep = set(ranked[: max(1, int(np.ceil(len(ranked) / reduction)))])
-        if rung == rungs[0]:
-            first: dict[str, int] = {}
-            for index in ranked:
-                first.setdefault(fits[index]["candidate"], index)
-            keep |= set(first.values())
-        stopped |= {index: rung for index in going if index not in keep}
-        going = [index for index in going if index in keep]
-    return going, stopped
 
 
 def ranking(name: str, storage: Path) -> tuple[list[Any], float]:
@@ -150,12 +114,14 @@ def simulate(storage: Path) -> None:
         everybody = [one.candidate for one in ranked]
         kept = [one.candidate for one in ranked if one.kept]
         ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {"brute force": brute_force}
-        for reduction, share in ((3, 1 / 9), (3, 1 / 4), (3, 1 / 3), (2, 1 / 4), (4, 1 / 4)):
-            for promotion in (False, True):
-                rule = f"{'promotion' if promotion else 'stopping'} 1/{reduction} from {share:.0%}"
-                ways[rule] = funnel(everybody, share, reduction, promotion=promotion)
-                ways[f"rank, {rule}"] = funnel(kept, share, reduction, promotion=promotion)
-        ways["rank, stopping 1/3 from 25%, half the trials"] = funnel(kept, 1 / 4, 3, trials=len(fits) // 4)
+        early, late = (1 / 9, 1 / 3), (1 / 4, 1 / 3)
+        for who, names in (("", everybody), ("rank, ", kept)):
+            for rule, pause in (("stopping", False), ("waiting", True)):
+                for shares in (early, late):
+                    where = " and ".join(f"{share:.0%}" for share in shares)
+                    ways[f"{who}{rule} at {where}"] = funnel(names, shares, pause=pause)
+        half = len(kept) * RECIPES // 2
+        ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, pause=True, trials=half)
         random = np.random.default_rng(0)
         orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
         whole = brute_force(fits, orders[0])

@@ -1,8 +1,8 @@
 """What a sweep survives, and what it leaves behind: ``python -m tests.bench.sweep_faults [failures|kills|many]``.
 
 ``failures`` makes 30 % of all trials and finalists' fits fail: by an error of the disk, by SIGKILL of the worker, by
-memory that runs out. ``kills`` ends the driver with SIGKILL ten times. ``many`` runs 500 very short trials, most of them
-stopped early. All with tiny models, so that what is measured is not training.
+memory that runs out. ``kills`` ends the driver with SIGKILL ten times. ``many`` runs 500 very short trials, most of
+them stopped early. All with tiny models, so that what is measured is not training.
 """
 
 from __future__ import annotations

@@ -68,6 +68,9 @@ def test_scores_on_other_data_sets_help_where_models_are_good_in_general():
     assert found["3 by mean score elsewhere"].regret < 0.3 * found["3 at random"].regret
     assert found["3 at random"].regret < found["1 at random"].regret
     assert found["3 at random"].compute == 0.25
+    # All models tried everywhere: experience is the mean score; from a quarter it is still better than chance.
+    assert found["3 by experience, all of it"].regret == pytest.approx(found["3 by mean score elsewhere"].regret)
+    assert found["3 by experience, a quarter of it"].regret < 0.6 * found["3 at random"].regret
     # With nothing in common, the others' scores say nothing.
     noise = {one.rule: one for one in replay_matrix(random.normal(size=(60, 12)), tried=(3,))}
     assert noise["3 by mean score elsewhere"].regret == pytest.approx(noise["3 at random"].regret, rel=0.3)

@@ -19,9 +19,10 @@ from pmray.errors import NoVerdict, PmrayError
 from pmray.preparation import Prepared, encode_all, prepare
 from pmray.report.console import rank_table, verdict_panel
 from pmray.report.progress import people
+from pmray.selection.features import look
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, Stage, outcome_of
-from pmray.selection.proxies import Ranked, linear_probe, logme, thin
+from pmray.selection.proxies import Ranked, judge, thin
 from pmray.selection.search import Search
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec
@@ -58,9 +59,8 @@ def rank(prepared: Prepared) -> list[Ranked]:
     scores: dict[str, Mapping[str, float]] = {}
     for one in prepared.candidates:
         encoding = prepared.encodings[one.name, trial.recipe_length(prepared.arms[one.name].default, one)]
-        features = trial.extract_features(one, prepared.task.to_json(), prepared.cache, encoding, rows)
-        probe = linear_probe(features, targets, prepared.task, prepared.metric)
-        scores[one.name] = {"LogME": logme(features, targets), "linear probe": probe}
+        seen = look(one, prepared.task.to_json(), prepared.cache, encoding, rows)
+        scores[one.name] = judge(seen.features, targets, prepared.task, prepared.metric, seen.source)
     families = {one.name: one.family for one in prepared.candidates}
     sizes = {one.name: one.parameters for one in prepared.candidates}
     ranked = thin(scores, families, sizes, keep=prepared.spec.search.keep_after_rank)

@@ -205,13 +205,18 @@ def sweep(
     set_: Overrides = None,
     address: Address = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier run aside and start over.")] = False,
+    until_sure: Annotated[
+        bool,
+        typer.Option("--until-sure", help="Start no trial once the leading candidates can hardly change any more."),
+    ] = False,
     strict: Strict = False,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsEvents = False,
 ) -> Answer:
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
-    checked = _spec(spec, set_)  # before the imports, which take seconds
+    changes = [*(set_ or ()), *(["search.until_sure=true"] if until_sure else [])]
+    checked = _spec(spec, changes)  # before the imports, which take seconds
     from pmray.report.progress import people
     from pmray.workflow import sweep as run_sweep
 

@@ -19,6 +19,7 @@ from pmray.data.load import Dataset, cached_data
 from pmray.data.split import sample
 from pmray.errors import CandidateUnavailable, NoVerdict, SpecError
 from pmray.report.progress import steps
+from pmray.selection.halving import compared_at
 from pmray.selection.ledger import Outcome, Stage, outcome_key
 from pmray.selection.search import Arm
 from pmray.spec import Candidate, Choice, Recipe, Spec
@@ -165,7 +166,8 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False) -> Prepared:
         task, dataset.train, [(one, recipe_length(arms[one.name].default, one)) for one in candidates]
     )
     longest = max(rungs_of(arm.default, rows, 0, 1)[-1] for arm in arms.values())
-    rungs = rungs_of(Recipe(epochs=longest / rows), rows, spec.search.rungs, spec.search.reduction)
+    warmup = max(arm.default.warmup for arm in arms.values())
+    rungs = [*compared_at(longest, spec.search.rungs, spec.search.reduction, warmup), longest]
     prepared = Prepared(
         spec=spec,
         task=task,

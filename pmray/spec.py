@@ -34,6 +34,9 @@ from pmray.storage import check_location, is_remote, local, location_of
 CACHE = "cache"
 """Folder of loaded and encoded data, beside the run folders."""
 
+EXPERIENCE = "experience.jsonl"
+"""File of how models did on earlier data, beside the run folders."""
+
 
 class Section(BaseModel):
     """A part of the spec: unknown keys are errors, and nothing changes after it was checked."""
@@ -49,6 +52,13 @@ def _count(value: object) -> object:
 
 
 Count = Annotated[int, BeforeValidator(_count)]
+
+
+def _switch(value: object) -> object:
+    """Read ``on`` and ``off`` where YAML left them words."""
+    if not isinstance(value, bool | str) or value == "":
+        raise ValueError(f"must be on, off, or the path of a file, but got {value!r}")
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
 
 
 class HubDataset(Section):
@@ -390,6 +400,20 @@ def _short_name(model: str, layers: object) -> str:
     return f"{name}-{layers}-layers" if layers else name
 
 
+ALGORITHMS = ("tpe", "random", "grid")
+
+
+def _algorithm(value: str) -> str:
+    if value == "pbt" or value == "ray:pbt":
+        raise ValueError(
+            "population based training finds a schedule for one model's weights, not a recipe that can be fitted again "
+            f"with other seeds; use {', '.join(ALGORITHMS)} or ray:NAME"
+        )
+    if value not in ALGORITHMS and not re.fullmatch(r"ray:\w+", value):
+        raise UnknownName("algorithm", value, [*ALGORITHMS, "ray:NAME"])
+    return value
+
+
 class Encode(Section):
     """How rows become model inputs, once for all trials."""
 
@@ -409,8 +433,14 @@ class Search(Section):
     """Start no new trial after so many examples were seen in training, over all trials; ``200k`` works."""
     gpu_hours: float | None = Field(default=None, gt=0)
     """Start no new trial after so many hours of a GPU, over all trials."""
-    algorithm: Literal["tpe", "random"] = "tpe"
-    """How recipes are proposed: Optuna's TPE (Bergstra et al. 2011) or random search."""
+    until_sure: bool = False
+    """Start no new trial once the leading candidates can hardly change any more; `trials` stays the most there are."""
+    algorithm: Annotated[str, AfterValidator(_algorithm)] = "tpe"
+    """How recipes are proposed: Optuna's TPE (``tpe``, Bergstra et al. 2011), ``random``, ``grid``, or a searcher of
+    Ray Tune whose package is installed (``ray:hyperopt``), one for each candidate in turn."""
+    experience: Annotated[bool | str, BeforeValidator(_switch)] = False
+    """Use how models did on earlier data, and add what this run finds: ``on`` (a file in `storage`), a path, or
+    ``off``. Nothing of the data is kept, and nothing is sent anywhere."""
     rank_rows: int = Field(default=1000, ge=20)
     """Training rows on which candidates are ranked before any fine-tuning."""
     keep_after_rank: float = Field(default=0.5, gt=0, le=1)
@@ -418,7 +448,11 @@ class Search(Section):
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung."""
     rungs: int = Field(default=2, ge=0)
-    """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial. 0: no halving."""
+    """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial, but none within
+    twice the warm-up. 0: no halving."""
+    pause: bool = True
+    """Whether all trials wait at a rung, and the best then go on from their states; false decides about each as it
+    arrives (the stopping rule of ASHA), which needs no states and takes more training."""
     stop: bool = True
     """Whether halving stops trials; false lets all go to their end, which costs more and serves `pmray replay`."""
     finalists: int = Field(default=3, ge=1)
@@ -444,7 +478,9 @@ class Decide(Section):
     prefer: Literal["latency", "parameters", "training", "score"] = "latency"
     """What makes one of several equally good models win: ms per row, size, seconds of training, or score alone."""
     max_latency_ms: float | None = Field(default=None, gt=0)
-    """Slower models cannot win (single row, one worker's CPUs or GPU)."""
+    """Slower models cannot win (single row, one worker's CPUs or GPU); far slower ones are not tried."""
+    max_memory: Count | None = Field(default=None, gt=0)
+    """Bytes that weights and one row may take; models that take more are not tried. ``2G`` works."""
     max_parameters: Count | None = Field(default=None, gt=0)
     """Larger models are not tried; ``400M`` works."""
     licences: list[str] | None = Field(default=None, min_length=1)
@@ -610,6 +646,14 @@ class Spec(Section):
     def cache(self) -> Path:
         """The folder of loaded and encoded data, shared by all runs of a storage."""
         return self.folder.parent / CACHE
+
+    @property
+    def experience(self) -> Path | None:
+        """The file of how models did on earlier data; None where it is not to be used."""
+        asked = self.search.experience
+        if asked is False:
+            return None
+        return self.folder.parent / EXPERIENCE if asked is True else Path(asked).expanduser().absolute()
 
     @property
     def registry_uri(self) -> str:

@@ -6,6 +6,7 @@ Every step first looks into the ledger for what is already known, so a run that 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,24 +24,30 @@ from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.distributed.doctor import checked
-from pmray.distributed.tune import rank_candidates, run_trials
+from pmray.distributed.searchers import check_algorithm, search_of
+from pmray.distributed.tune import run_trials
 from pmray.errors import NoVerdict
 from pmray.export import export, has_weights, is_exported
 from pmray.fitting import described, encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import Prepared
+from pmray.ranking import current_trials, experience_of, learn, rank_stage, ranking_agreement, signature
 from pmray.registry import Version, register
-from pmray.report.console import failures_table, rank_table, verdict_panel
-from pmray.report.progress import TrialBoard, people, steps
+from pmray.report.console import failures_table, verdict_panel
+from pmray.report.progress import TrialBoard, people
 from pmray.reporting import write_report
 from pmray.run import Run, open_run
 from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.scoring.ragged import flat
 from pmray.selection.budget import Spent
+from pmray.selection.certainty import settled_leaders
+from pmray.selection.experience import first_recipes, weights_of
+from pmray.selection.failures import ATTEMPTS, PASSING, cause_of
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
-from pmray.selection.proxies import PROXIES, Agreement, Ranked, agreement, thin
-from pmray.selection.search import Search, Tried
+from pmray.selection.proxies import Agreement, Ranked
+from pmray.selection.reuse import reuse_told
+from pmray.selection.search import Tried
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec, digest
 from pmray.storage import is_remote
@@ -54,7 +61,6 @@ from pmray.training.trial import (
     open_task,
     predictions_folder,
     read_predictions,
-    recipe_length,
     save_predictions,
 )
 
@@ -102,7 +108,7 @@ def rank(
             cluster = checked(spec, cluster, force=force)
             prepared = share_models(prepared, cluster, console)
             encode(prepared, cluster, console)
-            return _rank(prepared, run, cluster, console)
+            return rank_stage(prepared, run, cluster, console)
 
 
 def sweep(
@@ -130,6 +136,7 @@ def sweep(
         NoVerdict: No trial gave a score.
     """
     preparation.check_command(spec, labels=True)
+    check_algorithm(spec.search)
     console = console or people()
     with open_run(spec, fresh=fresh) as run:
         prepared = prepare_run(spec, run, console, strict)
@@ -139,12 +146,14 @@ def sweep(
             prepared = share_models(prepared, cluster, console)
             encode(prepared, cluster, console)
             prepared = within_disk(prepared, cluster, console)
-            ranked = _rank(prepared, run, cluster, console)
+            ranked = rank_stage(prepared, run, cluster, console)
+            _tell_reuse(prepared, run, console)
             _search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
-            agreed = _ranking_agreement(prepared, run, ranked, console)
+            learn(prepared, run, console)
+            agreed = ranking_agreement(prepared, run, ranked, console)
             chosen = _finalists(prepared, run)
             works = _refit(prepared, run, chosen, cluster, console)
-            verdict = _decide(prepared, run, works, agreed, console)
+            verdict = _decide(prepared, run, works, ranked, agreed, console)
             winner = _best_fit(works[verdict.winner])
             if not has_weights(run, winner):
                 # The run had been decided for another winner, and this one's weights deleted.
@@ -245,65 +254,18 @@ def _baselines(prepared: Prepared, run: Run, console: Console) -> None:
         )
 
 
-def _rank(prepared: Prepared, run: Run, cluster: Capacity, console: Console) -> list[Ranked]:
-    """Score frozen candidates, those that the ledger does not know yet."""
-    spec = prepared.spec
-    resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
-    at_a_time(resources, cluster)
-    rows = prepared.ranking_rows()
-    keys = {
-        one.name: prepared.key("rank", one, {"proxies": PROXIES}, spec.search.seed, len(rows))
-        for one in prepared.candidates
-    }
-    known = run.ledger.settled("rank")
-    waiting = [one for one in prepared.candidates if keys[one.name] not in known]
-
-    def ended(one: Any, scores: Mapping[str, float] | None, error: str | None, seconds: float) -> None:
-        run.ledger.append(
-            Outcome(
-                key=keys[one.name],
-                stage="rank",
-                candidate=one.name,
-                status="failed" if scores is None else "done",
-                seconds=round(seconds, 3),
-                facts={"proxies": scores, "rows": len(rows)} if scores else {},
-                error=error,
-                may_pass=scores is None,
-            )
-        )
-        advance()
-
-    with steps(console, "ranking", len(waiting)) as advance:
-        if waiting:
-            targets = prepared.task.targets(prepared.dataset.train)[rows]
-            rank_candidates(
-                waiting,
-                resources,
-                prepared.task.to_json(),
-                prepared.metric,
-                spec.location(prepared.cache),
-                {
-                    one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
-                    for one in waiting
-                },
-                rows,
-                targets,
-                ended,
-            )
-    known = run.ledger.settled("rank")
-    scored = {
-        one.name: known[keys[one.name]].facts["proxies"] for one in prepared.candidates if keys[one.name] in known
-    }
-    if not scored:
-        raise NoVerdict("no candidate could be ranked; the ledger says why: " + str(run.ledger.path))
-    ranked = thin(
-        scored,
-        {one.name: one.family for one in prepared.candidates},
-        {one.name: one.parameters for one in prepared.candidates},
-        keep=spec.search.keep_after_rank,
+def _tell_reuse(prepared: Prepared, run: Run, console: Console) -> None:
+    """Say what of an earlier run of this folder a changed spec cannot use."""
+    names = [one.name for one in prepared.candidates]
+    told = reuse_told(
+        run.ledger.settled("sweep").values(),
+        {one.key for one in current_trials(prepared, run, names)},
+        data=prepared.dataset.key,
+        metric=prepared.metric,
+        revisions={one.name: one.revision for one in prepared.candidates},
     )
-    console.print(rank_table(ranked))
-    return ranked
+    if told:
+        console.print(f"[yellow]{told}[/]")
 
 
 def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity, console: Console) -> None:
@@ -318,22 +280,40 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         left = max(left, sum((arm.candidate, arm.default) not in known for arm in arms))
     if left <= 0:
         console.print(f"sweep: all {len(tried)} trials are in the ledger")
-        return
-    if tried:
+    elif tried:
         console.print(f"sweep: {len(tried)} trials are in the ledger, {left} to go")
+    left = max(0, left)
     if spec.search.trials < len(kept):
         console.print(
             f"[yellow]search.trials = {spec.search.trials} is less than {len(kept)} candidates: some are not tried[/]"
         )
     resources = {name: spec.resources_of(spec.candidate(name)) for name in kept}
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
-    search = Search(arms, algorithm=spec.search.algorithm, seed=spec.search.seed, tried=tried)
+    by_weights = {weights_of(prepared.pretrained(arm.candidate)): arm for arm in arms}
+    proven = first_recipes(experience_of(prepared, None), signature(prepared), by_weights)
+    first = [(by_weights[weights].candidate, recipe) for weights, recipe in proven.items()]
+    search = search_of(spec.search, arms, tried, first)
     spent = Spent.of(run.ledger.settled("sweep").values(), resources)
+    known_trials = current_trials(prepared, run, kept)
+    ended_trials = {one.key: one for one in known_trials}
+    pause = _may_pause(prepared, console)
     started = time.time()
-    if reason := spent.reached(spec.search, 0):
+
+    def over() -> str | None:
+        """Which budget is used up, in words, or None."""
+        return spent.reached(spec.search, time.time() - started)
+
+    def enough() -> str | None:
+        """Why no further trial is started, in words, or None."""
+        if (reason := over()) or not spec.search.until_sure:
+            return reason
+        validation = len(prepared.dataset.validation)
+        return settled_leaders(ended_trials.values(), kept, validation, spec.search.finalists)
+
+    if left and (reason := enough()):
         # By an earlier run of this folder.
         console.print(f"[yellow]no further trial is started: {reason}[/]")
-        return
+        left = 0
     board = TrialBoard(
         console,
         "sweep",
@@ -347,9 +327,18 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:
             outcome = outcome_of(work, facts, "sweep", may_pass=may_pass)
             run.ledger.append(outcome)
-            run.discard_state(work.key)
+            if outcome.status != "stopped":
+                # One that was stopped may go on.
+                run.discard_state(work.key)
             spent.add(outcome, resources)
+            ended_trials[outcome.key] = outcome
             board.end(work.key, outcome)
+
+        def begun(work: Work) -> None:
+            if work.key in board.rows and board.rows[work.key].status != "running":
+                # It waited at a rung, or failed: it ends once more.
+                board.ended -= 1
+            board.start(work.key, *described(prepared, work))
 
         run_trials(
             search,
@@ -360,51 +349,48 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             trials=left,
             at_a_time=parallel,
             reduction=spec.search.reduction if spec.search.stop else math.inf,
-            enough=lambda: spent.reached(spec.search, time.time() - started) is not None,
+            enough=lambda: enough() is not None,
             scratch=run.scratch,
-            on_start=lambda work: board.start(work.key, *described(prepared, work)),
+            on_start=begun,
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
+            earlier=known_trials,
+            over=lambda: over() is not None,
+            pause=pause,
         )
-    reason = spent.reached(spec.search, time.time() - started)
+    for key in ended_trials:
+        run.discard_state(key)
+    reason = enough()
     if reason and board.ended < left:
         console.print(f"[yellow]the sweep ended early: {reason}[/]")
 
 
+def _may_pause(prepared: Prepared, console: Console) -> bool:
+    """Whether trials wait at their rungs: the spec says so, and the states of all of them find room on the disk."""
+    search = prepared.spec.search
+    if not (search.pause and search.stop and prepared.keep_states and search.rungs):
+        return False
+    largest = max(one.parameters for one in prepared.candidates)
+    # Weights, their best so far, and the optimizer's two moments, in fp32.
+    states = 16 * largest * search.trials
+    free = shutil.disk_usage(prepared.cache).free
+    room = min(free // 2, free if search.max_disk is None else search.max_disk)
+    if states > room:
+        console.print(
+            f"[yellow]trials do not wait at rungs: the states of {search.trials} would take {states / 1e9:.1f} GB, and "
+            f"there are {room / 1e9:.1f} GB for them; each is decided about as it arrives[/]"
+        )
+    return states <= room
+
+
 def _tried(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Tried]:
     """Trials of these candidates on this data that the ledger has settled."""
-    return [Tried(one.candidate, Recipe(**one.recipe), one.score) for one in _current(prepared, run, kept)]
-
-
-def _current(prepared: Prepared, run: Run, kept: Sequence[str]) -> list[Outcome]:
-    """Outcomes of these candidates' trials on this data, with the present weights and task."""
-    return [
-        one
-        for one in run.ledger.settled("sweep").values()
-        if one.candidate in kept
-        and one.status != "unavailable"
-        and prepared.work("sweep", one.candidate, Recipe(**one.recipe), one.seed).key == one.key
-    ]
-
-
-def _ranking_agreement(prepared: Prepared, run: Run, ranked: Sequence[Ranked], console: Console) -> Agreement | None:
-    """Say how well the order before fine-tuning agreed with the scores after it."""
-    names = [one.candidate for one in ranked]
-    curves: dict[str, list[Mapping[int, float]]] = {name: [] for name in names}
-    for one in _current(prepared, run, names):
-        curves[one.candidate].append(dict(one.curve))
-    found = agreement(ranked, curves)
-    if found:
-        console.print(
-            f"ranking against fine-tuning of {found.candidates} candidates, at {found.examples} examples: Spearman "
-            f"{found.spearman:.2f}, weighted Kendall tau {found.weighted_tau:.2f}"
-        )
-    return found
+    return [Tried(one.candidate, Recipe(**one.recipe), one.score) for one in current_trials(prepared, run, kept)]
 
 
 def _finalists(prepared: Prepared, run: Run) -> list[Outcome]:
     names = [one.name for one in prepared.candidates]
-    outcomes = [one for one in _current(prepared, run, names) if one.status in ("done", "stopped")]
+    outcomes = [one for one in current_trials(prepared, run, names) if one.status in ("done", "stopped")]
     chosen = finalists(outcomes, prepared.spec.search.finalists)
     if not chosen:
         raise NoVerdict(f"no trial gave a score; {run.ledger.path} says why each one failed.")
@@ -440,10 +426,13 @@ def _refit(
         ]
     known = run.ledger.settled("final")
     left = [work for works in groups.values() for work in works if work.key in again or not _is_settled(work, known)]
-    if left:
-        fit_works(
+    for _ in range(ATTEMPTS):
+        if not left:
+            break
+        ended = fit_works(
             prepared, run, left, cluster, console, title="finalists", on_done=partial(_drop_losing_seeds, run, groups)
         )
+        left = [work for work in left if cause_of(ended[work.key].status, ended[work.key].error) in PASSING]
     known = run.ledger.settled("final")
     done = {
         name: [known[work.key] for work in works if work.key in known and known[work.key].status == "done"]
@@ -473,6 +462,7 @@ def _decide(
     prepared: Prepared,
     run: Run,
     works: Mapping[str, Sequence[Outcome]],
+    ranked: Sequence[Ranked],
     agreed: Agreement | None,
     console: Console,
 ) -> Verdict:
@@ -487,7 +477,8 @@ def _decide(
             Outcome(key=opened, stage="test", candidate="", status="done", facts={"data": data.key, "fits": keys})
         )
     times = len({one.key for one in run.ledger.outcomes if one.stage == "test" and one.facts.get("data") == data.key})
-    swept = _current(prepared, run, list(works))
+    swept = current_trials(prepared, run, list(works))
+    memory = {one.candidate: one.cost.memory_bytes for one in ranked if one.cost}
     contenders = []
     for name, outcomes in works.items():
         searched = [
@@ -511,6 +502,7 @@ def _decide(
                 latency_ms=float(np.median([one.facts["latency_ms"] for one in outcomes])),
                 parameters=int(outcomes[0].facts["parameters"]),
                 training_seconds=float(np.mean([one.facts["train_seconds"] for one in outcomes])),
+                memory_bytes=memory.get(name, 0),
             )
         )
     for name, kind in prepared.task.baselines.items():
@@ -524,9 +516,17 @@ def _decide(
                 training_seconds=outcome.seconds,
             )
         )
+    searched = [one.score for one in current_trials(prepared, run, list(prepared.arms)) if one.score is not None]
     with console.status("comparing on the test rows"):
-        # Groups are no secret: they lie beside the sealed labels.
-        verdict = decide(contenders, prepared.task, prepared.metric, prepared.spec.decide, group_numbers(data.test))
+        verdict = decide(
+            contenders,
+            prepared.task,
+            prepared.metric,
+            prepared.spec.decide,
+            # Groups are no secret: they lie beside the sealed labels.
+            group_numbers(data.test),
+            searched,
+        )
     if times > 1:
         console.print(
             f"[yellow]The test labels of this data were opened {times} times for different fits: "
@@ -552,9 +552,16 @@ def _decide(
                 for stage in ("rank", "sweep", "final")
             },
             "failures": [
-                {"candidate": one.candidate, "stage": one.stage, "status": one.status, "error": one.error}
+                {
+                    "candidate": one.candidate,
+                    "stage": one.stage,
+                    "status": one.status,
+                    "host": one.facts.get("host"),
+                    "error": one.error,
+                    "retried_after": one.facts.get("retried_after", []),
+                }
                 for one in trials
-                if one.error
+                if one.error or one.facts.get("retried_after")
             ],
         }
     )

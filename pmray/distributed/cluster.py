@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -155,9 +155,9 @@ def avoided_nodes() -> tuple[str, ...]:
     return tuple(one for one in os.environ.get(AVOIDED, "").split(",") if one)
 
 
-def elsewhere() -> dict[str, str]:
-    """Label selector of all nodes but the avoided ones; empty where none is avoided."""
-    avoided = avoided_nodes()
+def elsewhere(without: Iterable[str] = ()) -> dict[str, str]:
+    """Label selector of all nodes but those `without` and those that this run leaves out; empty where there is none."""
+    avoided = sorted({*avoided_nodes(), *without})
     return {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else {}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,19 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pmray.distributed.cluster import elsewhere
+from pmray.distributed.cluster import avoided_nodes, elsewhere
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection import proxies
-from pmray.selection.halving import Standing, Stop, halve
-from pmray.selection.search import Proposal, Search
-from pmray.spec import Resources
+from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
+from pmray.selection.features import look
+from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
+from pmray.selection.ledger import Outcome
+from pmray.selection.search import Asking, Proposal, Tried
+from pmray.spec import Recipe, Resources
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained
-from pmray.training.trial import Facts, Work, carry_out, extract_features, open_task
-
-WORKER_DIED = "the trial's worker process died (killed, or out of memory); it was tried again and died again"
+from pmray.training.state import State, StateFile, open_state
+from pmray.training.trial import Facts, Work, carry_out, open_task
 
 
 def rank_candidates(
@@ -38,7 +43,7 @@ def rank_candidates(
     encodings: Mapping[str, str],
     rows: NDArray[np.int64],
     targets: NDArray[Any],
-    on_end: Callable[[Pretrained, dict[str, float] | None, str | None, float], None],
+    on_end: Callable[[Pretrained, dict[str, float] | None, proxies.Cost | None, str | None, float], None],
 ) -> None:
     """Score frozen candidates on the same training rows, in parallel.
 
@@ -51,7 +56,7 @@ def rank_candidates(
         encodings: Candidate -> key of its encoded data.
         rows: Positions of the training rows.
         targets: Their labels.
-        on_end: Called with (candidate, proxies, error, seconds) as each one ends.
+        on_end: Called with (candidate, proxies, cost of a row, error, seconds) as each one ends.
     """
     shared = ray.put((rows, targets))
     running = {}
@@ -65,13 +70,13 @@ def rank_candidates(
         done, _ = ray.wait(list(running), num_returns=1)
         one = running.pop(done[0])
         try:
-            scores, seconds = ray.get(done[0])
+            scores, cost, seconds = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            on_end(one, None, str(error.cause).strip()[-500:], 0.0)
+            on_end(one, None, None, f"{type(error.cause).__name__}: {error.cause}".strip()[-500:], 0.0)
         except ray.exceptions.RayError as error:
-            on_end(one, None, f"{type(error).__name__}: {str(error).strip()[:300]}", 0.0)
+            on_end(one, None, None, f"{type(error).__name__}: {str(error).strip()[:300]}", 0.0)
         else:
-            on_end(one, scores, None, seconds)
+            on_end(one, scores, cost, None, seconds)
 
 
 @ray.remote(max_retries=1)
@@ -82,16 +87,16 @@ def _rank_one(
     cache: str,
     encoding: str,
     shared: tuple[NDArray[np.int64], NDArray[Any]],
-) -> tuple[dict[str, float], float]:
+) -> tuple[dict[str, float], proxies.Cost, float]:
     started = time.perf_counter()
     rows, targets = shared
-    found = extract_features(one, settings, cache, encoding, rows)
-    scores = proxies.judge(found, targets, open_task(settings), metric)
-    return scores, time.perf_counter() - started
+    seen = look(one, settings, cache, encoding, rows)
+    scores = proxies.judge(seen.features, targets, open_task(settings), metric, seen.source)
+    return scores, proxies.Cost(seen.latency_ms, seen.memory_bytes), time.perf_counter() - started
 
 
 def run_trials(
-    search: Search,
+    search: Asking,
     make_work: Callable[[Proposal], Work],
     resources: Mapping[str, Resources],
     *,
@@ -103,10 +108,14 @@ def run_trials(
     on_start: Callable[[Work], None],
     on_rung: Callable[[Work, Rung], None],
     on_end: Callable[[Work, Facts, bool], None],
+    earlier: Iterable[Outcome] = (),
+    over: Callable[[], bool] = lambda: False,
+    pause: bool = False,
 ) -> None:
     """Run a sweep as one Tune run over (candidate, recipe).
 
-    One-worker trials run the pure loop inside reused Tune actors; a candidate with more workers nests Ray Train.
+    One-worker trials run the pure loop inside reused Tune actors; a candidate with more workers nests Ray Train. What
+    becomes of trials that fail, and which hosts get no more of them, says ``selection.failures``.
 
     Args:
         search: Proposes and learns.
@@ -115,14 +124,18 @@ def run_trials(
         trials: How many to run.
         at_a_time: Trials that run at once.
         reduction: Of the halving; see ``selection.halving``.
-        enough: Whether a budget is used up, so that no further trial is started.
+        enough: Whether no further trial is to be started.
         scratch: Folder for Tune's own files; removed by the caller.
-        on_start: Called in the driver when a trial starts.
+        on_start: Called in the driver when a trial starts, or starts anew.
         on_rung: Called when it reaches a rung.
         on_end: Called with (work, facts, may_pass) when it has ended, well or not.
+        earlier: Trials of this sweep that have ended or waited before; new ones are held against them at each rung.
+        over: Whether a budget is used up, so that none that waits goes on either.
+        pause: Whether trials of one worker wait at each rung until all have arrived, and the best then go on; otherwise
+            each is decided about as it arrives, as those of several workers are in any case.
     """
-    proposals = _Proposals(search, make_work, trials, enough)
-    if proposals.first is None:
+    proposals = _Proposals(search, make_work, trials, enough, over, earlier, reduction if pause else math.inf)
+    if proposals.at_end():
         return
     # Trials of one worker share actors; several workers make a trial that ends its own worker group.
     nested = {name: demand for name, demand in resources.items() if demand.most > 1}
@@ -136,10 +149,11 @@ def run_trials(
         bundle = {"CPU": resources[name].cpus_per_worker}
         if resources[name].gpus_per_worker:
             bundle["GPU"] = resources[name].gpus_per_worker
-        return placed(bundle)
+        return placed(bundle, config["without"])
 
-    def placed(bundle: dict[str, float]) -> tune.PlacementGroupFactory:
-        there = elsewhere()
+    def placed(bundle: dict[str, float], without: Sequence[str] = ()) -> tune.PlacementGroupFactory:
+        # Actors are reused for the same demand only: a trial that avoids a host gets none that lives there.
+        there = elsewhere(without)
         return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [there]} if there else {}))
 
     alike = len({(one.cpus_per_worker, one.gpus_per_worker) for one in resources.values()}) == 1 and not nested
@@ -147,9 +161,9 @@ def run_trials(
         tune.with_resources(tune.with_parameters(_trial, nested=nested, scratch=str(scratch)), demand_of),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=_Halving(reduction, proposals),
-            # The searcher says when it is at its end; it may hand out a trial twice.
-            num_samples=2 * trials,
+            scheduler=_Halving(reduction, proposals, nested if pause else resources, earlier),
+            # The searcher says when it is at its end; it hands out a trial once for each rung, and after failures.
+            num_samples=-1,
             max_concurrent_trials=at_a_time,
             # An actor is reused whatever the next trial asks for, so only where all ask for the same.
             reuse_actors=alike,
@@ -158,9 +172,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
-            # Only the death of a process comes here; what a trial did wrong comes back as facts.
-            failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_News(proposals, on_start, on_rung, on_end)],
+            callbacks=[_News(proposals, resources, on_start, on_rung, on_end, earlier)],
             verbose=0,
         ),
     )
@@ -172,13 +184,15 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
     work: Work = config["work"]
     demand = nested.get(work.pretrained.name)
     if demand is None:
-        facts = carry_out(work, lambda rung: tune.report(_rung_report(rung)))
+        # Said first: of a process that dies, nothing else tells where it was.
+        tune.report({"host": Host(ray.get_runtime_context().get_node_id(), socket.gethostname())})
+        facts = _until(work, config["goal"], lambda rung: tune.report(_rung_report(rung)))
         tune.report({"examples": facts.examples, "facts": facts})
         return
     trainer = TorchTrainer(
         _nested_worker,
         train_loop_config={"work": work},
-        scaling_config=scaling(demand),
+        scaling_config=replace(scaling(demand), label_selector=elsewhere(config["without"]) or None),
         run_config=ray.train.RunConfig(
             name=work.key, storage_path=scratch, failure_config=FAILURES, callbacks=[TuneReportCallback()]
         ),
@@ -189,9 +203,81 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
         tune.report({"examples": 0, "facts": failure_of(error, demand)})
 
 
+class _Paused(BaseException):
+    """The state of a fit is kept, and it ends for now; no error, so that nobody takes it for one."""
+
+
+class _Pausing:
+    """Keeps states, and ends the fit with the one that follows its goal."""
+
+    def __init__(self, states: StateFile) -> None:
+        self.states = states
+        self.reached = False
+
+    @property
+    def seconds(self) -> float:
+        """Between two states."""
+        return self.states.seconds
+
+    @property
+    def problem(self) -> str | None:
+        """Why no state could be kept or read, or None."""
+        return self.states.problem
+
+    def load(self) -> State | None:
+        """The latest state, or None."""
+        return self.states.load()
+
+    def urgent(self) -> bool:
+        """Whether the goal is reached, so that a state is wanted now."""
+        return self.reached
+
+    def save(self, state: State) -> None:
+        """Keep a state; the last one ends the fit."""
+        self.states.save(state)
+        if self.reached:
+            self.states.settle()
+            raise _Paused
+
+
+def _until(work: Work, goal: int, report: Callable[[Rung], None]) -> Facts:
+    """Carry out a work as far as a rung, and from there another time; or to its end."""
+    if goal >= work.budget or work.states is None:
+        return carry_out(work, report)
+    keeper = _Pausing(open_state(work.states, work.key, writes=True, seconds=work.state_seconds))
+    curve: list[tuple[int, float]] = []
+    started = time.perf_counter()
+
+    def reached(rung: Rung) -> None:
+        curve.append((rung.examples, rung.score))
+        report(rung)
+        keeper.reached = rung.examples >= goal
+
+    try:
+        return carry_out(work, reached, keeper)
+    except _Paused:
+        return Facts(
+            status="stopped",
+            score=max(score for _, score in curve),
+            examples=curve[-1][0],
+            curve=tuple(curve),
+            seconds=time.perf_counter() - started,
+            measured={"host": socket.gethostname(), **({"state_problem": keeper.problem} if keeper.problem else {})},
+        )
+
+
 def _nested_worker(config: dict[str, Any]) -> None:
     facts = carry_out(config["work"], lambda rung: ray.train.report(_rung_report(rung)))
     ray.train.report({"examples": facts.examples, "facts": facts})
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a trial runs."""
+
+    node: str
+    """Ray's id of it."""
+    name: str
 
 
 def _rung_report(rung: Rung) -> dict[str, Any]:
@@ -209,59 +295,110 @@ class _Proposals(_Driver, Searcher):
     """Hands the search's proposals to Tune, and the scores back."""
 
     def __init__(
-        self, search: Search, make_work: Callable[[Proposal], Work], trials: int, enough: Callable[[], bool]
+        self,
+        search: Asking,
+        make_work: Callable[[Proposal], Work],
+        trials: int,
+        enough: Callable[[], bool],
+        over: Callable[[], bool] = lambda: False,
+        earlier: Iterable[Outcome] = (),
+        reduction: float = math.inf,
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
-        self.search, self.make_work, self.left, self.enough = search, make_work, trials, enough
-        self.first = search.ask()
+        self.search, self.make_work, self.left, self.enough, self.over = search, make_work, trials, enough, over
+        self.reduction = reduction
+        """Of trials that wait at their rungs; infinite where none does."""
+        self.reached: dict[str, Reached] = {}
+        """Key of a trial -> how far it has come."""
+        self.waiting: dict[str, tuple[int | None, Work]] = {}
+        """Key of a trial that waits at a rung -> its number in the search, where this run has proposed it."""
+        self.promoted: list[str] = []
+        """Keys of those that go on next."""
+        for one in earlier:
+            proposal = Proposal(-1, one.candidate, Recipe(**one.recipe))
+            self.note(make_work(proposal), one.curve, None, waits=one.status == "stopped")
+        self.first = search.ask() if trials else None
         """Asked before Tune starts, which cannot run without a trial."""
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[str, int | None] = {}
         self.works: dict[str, Work] = {}
         self.under_way: set[str] = set()
-        self.given_back: list[str] = []
-        """Trials to hand out once more, under another id."""
-        self.twice: set[str] = set()
-        """Keys of the trials handed out once more."""
+        self.given_back: list[tuple[str, frozenset[str]]] = []
+        """Trials to hand out once more, under another id, and the hosts where they are not to run."""
+        self.avoid: frozenset[str] = frozenset()
+        """Hosts where nothing is to run."""
 
     def suggest(self, trial_id: str) -> Any:
+        without: frozenset[str] = frozenset()
+        number: int | None
         if self.given_back:
-            lost = self.given_back.pop()
+            lost, without = self.given_back.pop()
             number, work = self.numbers[lost], self.works[lost]
-        else:
-            proposal = self._next()
-            if proposal is None:
-                # A trial under way may yet be given back.
-                return None if self.under_way else Searcher.FINISHED
+        elif self.promoted:
+            number, work = self.waiting.pop(self.promoted.pop(0))
+        elif proposal := self._next():
             number, work = proposal.number, self.make_work(proposal)
+        elif self.under_way:
+            # One under way may yet be given back, and who goes on is known when all have arrived.
+            return None
+        elif self.at_end():
+            return Searcher.FINISHED
+        else:
+            number, work = self.waiting.pop(self.promoted.pop(0))
         self.under_way.add(trial_id)
         self.numbers[trial_id], self.works[trial_id] = number, work
-        return {"work": work}
+        return {"work": work, "without": sorted({*self.avoid, *without, *avoided_nodes()}), "goal": self._goal(work)}
+
+    def at_end(self) -> bool:
+        """Whether there is nothing to start, and nobody who goes on; called when nothing is under way."""
+        if self.first is not None:
+            return False
+        if not self.promoted and not self.over():
+            rungs = sorted({rung for _, work in self.waiting.values() for rung in work.rungs[:-1]})
+            self.promoted = promoted(list(self.reached.values()), rungs, reduction=self.reduction)
+        return not self.promoted
+
+    def note(self, work: Work, curve: Iterable[tuple[int, float]], number: int | None, *, waits: bool) -> None:
+        """Remember how far a trial has come, and whether it waits there."""
+        known = self.reached.get(work.key)
+        scores = {**(known.curve if known else {}), **dict(curve)}
+        waits = waits and math.isfinite(self.reduction) and bool(scores) and max(scores) < work.budget
+        if scores:
+            self.reached[work.key] = Reached(work.key, work.pretrained.name, scores, waits)
+        if waits:
+            self.waiting[work.key] = (number, work)
+
+    def _goal(self, work: Work) -> int:
+        """Examples at which a trial waits next; its end where none does."""
+        known = self.reached.get(work.key)
+        seen = max(known.curve) if known else 0
+        return work.budget if math.isinf(self.reduction) else min(rung for rung in work.rungs if rung > seen)
 
     def _next(self) -> Proposal | None:
         if self.left == 0 or self.enough():
+            self.left, self.first = 0, None
             return None
         proposal = self.search.ask() if self.first is None else self.first
         self.first = None
         self.left = 0 if proposal is None else self.left - 1
         return proposal
 
-    def give_back(self, trial_id: str) -> bool:
-        """Hand a trial out once more, because it never started; False when it has already been handed out twice."""
-        key = self.works[trial_id].key
-        if key in self.twice:
-            return False
+    def give_back(self, trial_id: str, without: frozenset[str]) -> None:
+        """Hand a trial out once more."""
         self.under_way.discard(trial_id)
-        self.twice.add(key)
-        self.given_back.append(trial_id)
-        return True
+        self.given_back.append((trial_id, without))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Scores are told by ``_News``, which knows what kind of end it was."""
 
     def tell(self, trial_id: str, score: float | None) -> None:
         self.under_way.discard(trial_id)
-        self.search.tell(self.numbers[trial_id], score)
+        number, work = self.numbers[trial_id], self.works[trial_id]
+        if number is None:
+            # It has gone on from a rung where its score was told, in this run or an earlier one.
+            self.search.learn(Tried(work.pretrained.name, work.recipe, score))
+        else:
+            self.search.tell(number, score)
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is what a sweep resumes from."""
@@ -271,23 +408,31 @@ class _Proposals(_Driver, Searcher):
 
 
 class _Halving(_Driver, FIFOScheduler):
-    """Asks ``selection.halving`` at every rung."""
+    """Asks ``selection.halving`` at every rung about trials of those candidates that do not wait there."""
 
-    def __init__(self, reduction: float, proposals: _Proposals) -> None:
+    def __init__(
+        self, reduction: float, proposals: _Proposals, deciding: Collection[str], earlier: Iterable[Outcome]
+    ) -> None:
         super().__init__()
-        self.reduction, self.proposals = reduction, proposals
+        self.reduction, self.proposals, self.deciding = reduction, proposals, deciding
         self.rungs: dict[int, dict[str, Standing]] = {}
+        for one in earlier:
+            for examples, score in one.curve:
+                if examples < one.facts["budget"]:
+                    self.rungs.setdefault(examples, {})[one.key] = Standing(one.key, one.candidate, score)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         work = self.proposals.works[trial.trial_id]
-        examples = result["examples"]
-        if "facts" in result or examples >= work.budget:
+        if "rung" not in result or result["examples"] >= work.budget:
             return str(TrialScheduler.CONTINUE)
+        examples = result["examples"]
         standings = self.rungs.setdefault(examples, {})
-        # A trial that was started anew after its worker died arrives a second time, and replaces itself.
-        standings[trial.trial_id] = Standing(trial.trial_id, work.pretrained.name, result["score"])
+        # A trial that was started anew arrives a second time, and replaces itself.
+        standings[work.key] = Standing(work.key, work.pretrained.name, result["score"])
+        if work.pretrained.name not in self.deciding:
+            return str(TrialScheduler.CONTINUE)
         first = examples == min(self.rungs)
-        decision = halve(trial.trial_id, list(standings.values()), reduction=self.reduction, first_rung=first)
+        decision = halve(work.key, list(standings.values()), reduction=self.reduction, first_rung=first)
         return str(TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE)
 
 
@@ -297,14 +442,24 @@ class _News(_Driver, tune.Callback):
     def __init__(
         self,
         proposals: _Proposals,
+        resources: Mapping[str, Resources],
         on_start: Callable[[Work], None],
         on_rung: Callable[[Work, Rung], None],
         on_end: Callable[[Work, Facts, bool], None],
+        earlier: Iterable[Outcome] = (),
     ) -> None:
-        self.proposals = proposals
+        self.proposals, self.resources = proposals, resources
         self.on_start, self.on_rung, self.on_end = on_start, on_rung, on_end
         self.curves: dict[str, list[Rung]] = {}
         self.started: dict[str, float] = {}
+        self.hosts: dict[str, Host] = {}
+        self.attempts: list[Attempt] = []
+        self.troubles: dict[str, list[str]] = {}
+        """Key of a trial -> why it was started anew."""
+        self.parts: dict[str, Facts] = {
+            one.key: Facts(one.status, one.score, one.examples, one.curve, one.seconds) for one in earlier
+        }
+        """Key of a trial -> what it gave until it waited."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.curves[trial.trial_id] = []
@@ -314,31 +469,79 @@ class _News(_Driver, tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "facts" not in result and "rung" in result:
+        if "host" in result:
+            self.hosts[trial.trial_id] = result["host"]
+        elif "facts" not in result and "rung" in result:
             self.curves[trial.trial_id].append(result["rung"])
             self.on_rung(self.proposals.works[trial.trial_id], result["rung"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        facts = trial.last_result.get("facts") or self._cut_short(trial.trial_id, "stopped", None)
-        self._end(trial.trial_id, facts, may_pass=facts.status == "unavailable")
+        self._end(trial.trial_id, trial.last_result.get("facts") or self._cut_short(trial.trial_id, "stopped", None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Tune does not retry a trial whose actor died between the last trial's end and this one's start.
-        if trial.trial_id not in self.started and self.proposals.give_back(trial.trial_id):
-            return
-        self._end(trial.trial_id, self._cut_short(trial.trial_id, "failed", WORKER_DIED), may_pass=True)
+        # What a trial did wrong comes back as facts; here come processes that died.
+        host = self.hosts.get(trial.trial_id)
+        where = f" on {host.name}" if host else " before the trial began"
+        told = f"{WORKER_DIED}{where} (killed, or out of memory)"
+        self._end(trial.trial_id, self._cut_short(trial.trial_id, "failed", told))
 
     def _cut_short(self, trial_id: str, status: str, error: str | None) -> Facts:
-        curve = self.curves.get(trial_id, [])
+        curve, host = self.curves.get(trial_id, []), self.hosts.get(trial_id)
         return Facts(
             status=status,
             score=max((rung.score for rung in curve), default=None),
             examples=curve[-1].examples if curve else 0,
             curve=tuple((rung.examples, rung.score) for rung in curve),
             seconds=time.time() - self.started.get(trial_id, time.time()),
+            measured={"host": host.name} if host else {},
             error=error,
         )
 
-    def _end(self, trial_id: str, facts: Facts, *, may_pass: bool) -> None:
+    def _end(self, trial_id: str, facts: Facts) -> None:
+        """Take an end as it is, or hand the trial out once more."""
+        work, host = self.proposals.works[trial_id], self.hosts.get(trial_id)
+        cause = cause_of(facts.status, facts.error)
+        self.attempts.append(Attempt(work.key, host.node if host else "", cause == "none"))
+        self.proposals.avoid = avoided(self.attempts)
+        may_pass = False
+        if cause != "none":
+            mine = [one for one in self.attempts if one.trial == work.key]
+            decision = after_end(cause, mine, _hosts_for(self.resources[work.pretrained.name]) - self.proposals.avoid)
+            if isinstance(decision, Again):
+                self.troubles.setdefault(work.key, []).append((facts.error or "").strip()[-500:])
+                self.proposals.give_back(trial_id, decision.without)
+                return
+            may_pass = decision.may_pass
+        if work.key in self.troubles:
+            facts = replace(facts, measured={**facts.measured, "retried_after": self.troubles[work.key]})
+        facts = self._whole(work, facts)
         self.proposals.tell(trial_id, facts.score)
-        self.on_end(self.proposals.works[trial_id], facts, may_pass)
+        waits = facts.status == "stopped" and host is not None
+        self.proposals.note(work, facts.curve, None, waits=waits)
+        self.on_end(work, facts, may_pass)
+
+    def _whole(self, work: Work, facts: Facts) -> Facts:
+        """Put together what a trial gave before it waited and after."""
+        curve = {**dict(self.parts[work.key].curve), **dict(facts.curve)} if work.key in self.parts else {}
+        if curve:
+            before = self.parts[work.key]
+            facts = replace(
+                facts,
+                curve=tuple(sorted(curve.items())),
+                score=max(curve.values()),
+                examples=max(facts.examples, before.examples),
+                seconds=facts.seconds + before.seconds,
+            )
+        self.parts[work.key] = facts
+        return facts
+
+
+def _hosts_for(demand: Resources) -> set[str]:
+    """Nodes that could hold a worker."""
+    return {
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= demand.cpus_per_worker
+        and node["Resources"].get("GPU", 0) >= demand.gpus_per_worker
+    }

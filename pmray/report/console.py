@@ -32,11 +32,12 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 def rank_table(ranked: Sequence[Ranked]) -> Table:
     """Candidates before fine-tuning, best first."""
-    proxies = list(ranked[0].proxies) if ranked else []
-    agreed = concordance([[one.proxies[proxy] for one in ranked] for proxy in proxies])
+    proxies = list(dict.fromkeys(proxy for one in ranked for proxy in one.proxies))
+    whole = [proxy for proxy in proxies if all(proxy in one.proxies for one in ranked)]
+    agreed = concordance([[one.proxies[proxy] for one in ranked] for proxy in whole])
     told = f"Rank (frozen features, no fine-tuning; agreement of the proxies {agreed:.2f} of 1)"
     table = Table(title=told, title_justify="left")
-    for heading in ("#", "candidate", "family", "parameters", *proxies, "mean rank", ""):
+    for heading in ("#", "candidate", "family", "parameters", "ms/row", "MB", *proxies, "mean rank", ""):
         table.add_column(heading, justify="left" if heading in ("candidate", "family", "") else "right")
     for place, one in enumerate(ranked, start=1):
         table.add_row(
@@ -44,7 +45,8 @@ def rank_table(ranked: Sequence[Ranked]) -> Table:
             one.candidate,
             one.family,
             f"{one.parameters / 1e6:.1f} M",
-            *(f"{one.proxies[proxy]:.3f}" for proxy in proxies),
+            *((f"{one.cost.latency_ms:.1f}", f"{one.cost.memory_bytes / 1e6:.0f}") if one.cost else ("-", "-")),
+            *(_or_dash(one.proxies.get(proxy), "{:.3f}") for proxy in proxies),
             f"{one.mean_rank:.1f}",
             Text(one.reason, style="green" if one.kept else "dim"),
         )
@@ -87,15 +89,20 @@ def verdict_panel(verdict: Verdict) -> RenderableType:
 def failures_table(outcomes: Sequence[Outcome]) -> Table | None:
     """Trials and candidates without a result, and why; None when there are none."""
     failed = [one for one in outcomes if one.status in ("failed", "infeasible", "unavailable")]
-    if not failed:
+    retried = [one for one in outcomes if one not in failed and one.facts.get("retried_after")]
+    if not failed and not retried:
         return None
-    table = Table(title="Without a result", title_justify="left")
-    for heading in ("candidate", "stage", "status", "why"):
+    table = Table(title="Without a result" if failed else "Started anew", title_justify="left")
+    for heading in ("candidate", "stage", "status", "host", "why"):
         table.add_column(heading, overflow="fold")
-    for one in failed:
-        why = (one.error or "").strip().splitlines()
+    for one in (*failed, *retried):
+        why = (one.error or one.facts.get("retried_after", [""])[-1]).strip().splitlines()
         table.add_row(
-            one.candidate, one.stage, Text(one.status, style=STATUS_STYLE[one.status]), why[-1] if why else ""
+            one.candidate,
+            one.stage,
+            Text(f"{one.status}, started anew" if one in retried else one.status, style=STATUS_STYLE[one.status]),
+            str(one.facts.get("host", "")),
+            why[-1] if why else "",
         )
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from pmray.selection.ledger import Outcome
@@ -14,9 +14,18 @@ from pmray.spec import Resources, Search
 class Spent:
     """What the trials of a sweep have cost so far, those of earlier runs of the same folder included."""
 
-    examples: int = 0
-    """Seen in training."""
-    gpu_seconds: float = 0.0
+    counted: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Key of a trial -> examples seen in training, and GPU-seconds."""
+
+    @property
+    def examples(self) -> int:
+        """Seen in training, over all trials."""
+        return sum(examples for examples, _ in self.counted.values())
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Of GPUs, over all trials."""
+        return sum(seconds for _, seconds in self.counted.values())
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome], resources: Mapping[str, Resources]) -> Self:
@@ -27,11 +36,13 @@ class Spent:
         return spent
 
     def add(self, outcome: Outcome, resources: Mapping[str, Resources]) -> None:
-        """Count a trial that has ended, well or not; a candidate that is no longer one counts without its GPUs."""
-        self.examples += outcome.examples
+        """Count a trial that has stopped, well or not; one that went on counts as it is now.
+
+        A candidate that is no longer one counts without its GPUs.
+        """
         demand = resources.get(outcome.candidate)
-        if demand is not None:
-            self.gpu_seconds += outcome.seconds * demand.most * demand.gpus_per_worker
+        gpus = 0.0 if demand is None else demand.most * demand.gpus_per_worker
+        self.counted[outcome.key] = (outcome.examples, outcome.seconds * gpus)
 
     def reached(self, search: Search, seconds: float) -> str | None:
         """Which budget is used up, in words, or None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pmray.selection.ledger import Outcome
@@ -65,6 +65,71 @@ def halve(trial: str, standings: Sequence[Standing], *, reduction: float, first_
     if first_rung and all(one.candidate != arrived.candidate for one in better):
         return Continue(trial)
     return Stop(trial, f"place {place} of {len(standings)}; the best {places} go on")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a trial has come."""
+
+    trial: str
+    candidate: str
+    curve: Mapping[int, float]
+    """Examples -> score at each rung."""
+    waits: bool
+    """Whether it stopped at its last rung and could go on from there."""
+
+
+def promoted(trials: Sequence[Reached], rungs: Sequence[int], *, reduction: float) -> list[str]:
+    """Who goes on from the rung where it waits, once everybody has arrived there.
+
+    Successive halving (Jamieson & Talwalkar 2016, "Non-stochastic best arm identification"): of all that have reached a
+    rung the best 1/reduction go on, compared at equal examples seen; at the first rung the best of each candidate too,
+    since models learn at different speeds, and equal scores share the better place. Asked again after they have gone
+    on, it names those of the next rung, and in the end nobody.
+
+    Args:
+        trials: All of the sweep that have a score, those that have ended included.
+        rungs: Examples at which trials are compared, rising, without the end.
+        reduction: One in this many goes on.
+
+    >>> field = [Reached("a", "bert", {9: 0.9}, True), Reached("b", "bert", {9: 0.8}, True)]
+    >>> promoted([*field, Reached("c", "gpt", {9: 0.5}, True)], [9, 27], reduction=3)
+    ['a', 'c']
+    """
+    going = []
+    for rung in rungs:
+        here = [one for one in trials if rung in one.curve]
+        places = math.ceil(len(here) / reduction)
+        best: dict[str, float] = {}
+        for one in here:
+            best[one.candidate] = max(one.curve[rung], best.get(one.candidate, -math.inf))
+        for one in here:
+            score = one.curve[rung]
+            ahead = sum(other.curve[rung] > score for other in here) < places
+            protected = rung == rungs[0] and score == best[one.candidate]
+            if one.waits and max(one.curve) == rung and (ahead or protected):
+                going.append(one.trial)
+    return going
+
+
+def compared_at(longest: int, count: int, reduction: float, warmup: float) -> list[int]:
+    """Rungs before the end: at 1/reduction, 1/reduction² … of the longest trial, but none within twice the warm-up.
+
+    Before that most scores are those of the majority class, and halving would pick by chance: in recorded fits it lost
+    up to 23 points (tests/bench/RESULTS.md).
+
+    Args:
+        longest: Examples of the longest trial.
+        count: Rungs.
+        reduction: One trial in this many goes on.
+        warmup: Share of a trial in which its learning rate rises.
+
+    >>> compared_at(2700, 2, 3, warmup=0.0), compared_at(2700, 2, 3, warmup=0.1)
+    ([300, 900], [540, 900])
+    """
+    earliest = min(2 * warmup, 1 / reduction) if count else 0.0
+    shares = {max(earliest, reduction**-power) for power in range(1, count + 1)}
+    return sorted(max(1, round(share * longest)) for share in shares)
 
 
 def finalists(outcomes: Iterable[Outcome], count: int) -> list[Outcome]:

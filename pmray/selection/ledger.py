@@ -182,7 +182,15 @@ def outcome_of(work: Work, facts: Facts, stage: Stage, *, may_pass: bool = False
         examples=facts.examples,
         curve=facts.curve,
         seconds=round(facts.seconds, 3),
-        facts={**facts.measured, "family": work.pretrained.family, "budget": work.budget},
+        facts={
+            **facts.measured,
+            "family": work.pretrained.family,
+            "budget": work.budget,
+            # What the key hides: a run of another spec says by these why it cannot use an outcome.
+            "data": work.data,
+            "score": work.metric,
+            "revision": work.pretrained.revision,
+        },
         error=facts.error,
         may_pass=may_pass,
     )

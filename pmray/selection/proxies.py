@@ -18,6 +18,14 @@ MOST_PARTS = 5_000
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What it takes to predict one row."""
+
+    latency_ms: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Ranked:
     """A candidate's place before any fine-tuning."""
 
@@ -29,21 +37,82 @@ class Ranked:
     mean_rank: float
     kept: bool
     reason: str
+    cost: Cost | None = None
+    """Of a row at a time, as the ranking measured it."""
 
 
 PROXIES = ("LogME", "H-score", "neighbours", "linear probe")
-"""What ``judge`` gives."""
+"""What ``judge`` gives of every candidate."""
+
+HEAD_PROXIES = ("LEEP", "NCE")
+"""What it gives besides of one that comes with a classification head."""
 
 
-def judge(features: NDArray[Any], targets: NDArray[Any], task: Task, metric: str) -> dict[str, float]:
-    """All proxies of a candidate, from one forward pass over the rows; larger is better."""
+def judge(
+    features: NDArray[Any], targets: NDArray[Any], task: Task, metric: str, source: NDArray[Any] | None = None
+) -> dict[str, float]:
+    """All proxies of a candidate, from one forward pass over the rows; larger is better.
+
+    Args:
+        features: Shape (rows, width), (rows, ways to pool, width), or ragged. Of several ways to pool the one counts
+            that LogME likes most.
+        targets: As ``task.targets`` gives them.
+        task: Turns predictions into scores.
+        metric: Name of the deciding metric.
+        source: What the candidate's own head says, where it has one; see ``leep``.
+    """
+    if not is_ragged(features) and features.ndim == 3:
+        features = max((features[:, way] for way in range(features.shape[1])), key=lambda one: logme(one, targets))
     scores = (
         logme(features, targets),
         h_score(features, targets),
         nearest_neighbours(features, targets, task, metric),
         linear_probe(features, targets, task, metric),
     )
-    return dict(zip(PROXIES, scores, strict=True))
+    found = dict(zip(PROXIES, scores, strict=True))
+    if source is not None:
+        found |= dict(zip(HEAD_PROXIES, (leep(source, targets), nce(source, targets)), strict=True))
+    return found
+
+
+def leep(source: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Log expected empirical prediction: mean log likelihood of the labels, given what the model's own head says.
+
+    Nguyen, Hassner, Seeger & Archambeau 2020, "LEEP: A new measure to evaluate transferability of learned
+    representations" (ICML), equation 2. Of several labels a row each is a problem of its own, and the mean counts.
+
+    Args:
+        source: Probabilities of the labels the model was trained for, shape (rows, source labels), or ragged.
+        targets: Class numbers, shape (rows,), label bits, shape (rows, labels), or ragged.
+    """
+    theta = flat(source).astype(np.float64)
+    scores = []
+    for column in _classes(targets):
+        joint = np.zeros((column.max() + 1, theta.shape[1]))
+        np.add.at(joint, column, theta)
+        given = joint / (joint.sum(0) + 1e-12)
+        likelihood = (given[column] * theta).sum(1)
+        scores.append(float(np.log(likelihood + 1e-12).mean()))
+    return float(np.mean(scores))
+
+
+def nce(source: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Negative conditional entropy of the labels, given the label that the model's own head says.
+
+    Tran, Nguyen & Hassner 2019, "Transferability and hardness of supervised classification tasks" (ICCV).
+
+    Args:
+        source: As for ``leep``.
+        targets: As for ``leep``.
+    """
+    said = flat(source).argmax(1)
+    scores = []
+    for column in _classes(targets):
+        joint = np.zeros((column.max() + 1, said.max() + 1))
+        np.add.at(joint, (column, said), 1 / len(said))
+        given = joint / np.maximum(joint.sum(0), 1e-12)
+        scores.append(float((joint * np.log(np.where(joint > 0, given, 1))).sum()))
+    return float(np.mean(scores))
 
 
 def logme(features: NDArray[Any], targets: NDArray[Any]) -> float:
@@ -196,45 +265,89 @@ def linear_probe(features: NDArray[Any], targets: NDArray[Any], task: Task, metr
     return float(task.score(metric, outcomes, np.ones((1, len(outcomes))))[0])
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate may take; None allows all."""
+
+    latency_ms: float | None = None
+    memory_bytes: int | None = None
+
+    def broken(self, cost: Cost) -> str | None:
+        """Which limit a candidate is over by more than a busy machine explains, in words, or None."""
+        if self.latency_ms is not None and cost.latency_ms > BUSY * self.latency_ms:
+            return f"{cost.latency_ms:.1f} ms a row, over decide.max_latency_ms = {self.latency_ms:g}"
+        if self.memory_bytes is not None and cost.memory_bytes > self.memory_bytes:
+            taken, allowed = cost.memory_bytes / 1e6, self.memory_bytes / 1e6
+            return f"{taken:.0f} MB, over decide.max_memory = {allowed:.0f} MB"
+        return None
+
+
+BUSY = 1.5
+"""A latency this many times over the limit is no matter of what else ran while ranking filled all cores. In the end,
+finalists are held against the limit itself."""
+
+
 def thin(
     scores: Mapping[str, Mapping[str, float]],
     families: Mapping[str, str],
     parameters: Mapping[str, int],
     *,
     keep: float,
+    costs: Mapping[str, Cost] | None = None,
+    limits: Limits | None = None,
 ) -> list[Ranked]:
     """Order candidates by the mean of their ranks over the proxies, and decide who is fine-tuned.
 
     Never fewer than three, and never the last of a family: in 6 % of the setups of Bassignana et al. 2022 a proxy had
-    the wrong sign. The less the proxies agree, the more are kept: all where they agree no more than by chance.
+    the wrong sign. The less the proxies agree, the more are kept: all where they agree no more than by chance. Who is
+    over a limit is not kept in any case.
+
+    A proxy that knows some candidates only, such as LEEP, ranks these among themselves; the others get their mean rank
+    from it, which neither helps nor harms them.
 
     Args:
         scores: Candidate -> proxy -> score.
         families: Candidate -> model family.
         parameters: Candidate -> size.
         keep: Share of the candidates to keep.
+        costs: Candidate -> what a prediction takes.
+        limits: What it may take.
     """
     names = list(scores)
-    proxies: Sequence[str] = list(next(iter(scores.values()))) if scores else []
+    order_of = list(dict.fromkeys(proxy for one in scores.values() for proxy in one))
+    # A proxy that knows one candidate says nothing.
+    proxies = [one for one in order_of if sum(one in scores[name] for name in names) > 1 or len(names) == 1]
     ranks = dict.fromkeys(names, 0.0)
     for proxy in proxies:
-        for place, name in enumerate(sorted(names, key=lambda one, by=proxy: -scores[one][by]), start=1):  # type: ignore[misc]
-            ranks[name] += place / len(proxies)
+        known = [name for name in names if proxy in scores[name]]
+        # Places among those that are known, spread over all places.
+        spread = len(names) / len(known)
+        for name in names:
+            ranks[name] += (len(names) + 1) / 2 / len(proxies) if name not in known else 0.0
+        for place, name in enumerate(sorted(known, key=lambda one, by=proxy: -scores[one][by])):  # type: ignore[misc]
+            ranks[name] += ((place + 0.5) * spread + 0.5) / len(proxies)
     order = sorted(names, key=lambda name: (ranks[name], parameters[name]))
-    agreed = concordance([[scores[name][proxy] for name in names] for proxy in proxies])
-    count = max(3, math.ceil((keep + (1 - keep) * (1 - agreed)) * len(order)))
+    broken = {name: limits.broken(costs[name]) for name in names if name in costs} if limits and costs else {}
+    allowed = [name for name in order if not broken.get(name)]
+    whole = [proxy for proxy in proxies if all(proxy in scores[name] for name in names)]
+    agreed = concordance([[scores[name][proxy] for name in names] for proxy in whole])
+    count = max(3, math.ceil((keep + (1 - keep) * (1 - agreed)) * len(allowed)))
     ranked = []
     represented: set[str] = set()
-    for place, name in enumerate(order):
-        family = families[name]
-        if place < count:
+    for name in order:
+        family, place = families[name], allowed.index(name) if name in allowed else -1
+        if place < 0:
+            kept, reason = False, f"dropped: {broken[name]}"
+        elif place < count:
             kept, reason = True, "kept"
         elif family not in represented:
             kept, reason = True, f"kept: the best of family {family}"
         else:
-            kept, reason = False, f"dropped: place {place + 1} of {len(order)}"
-        represented.add(family)
-        ranked.append(Ranked(name, family, parameters[name], dict(scores[name]), ranks[name], kept, reason))
+            kept, reason = False, f"dropped: place {place + 1} of {len(allowed)}"
+        if place >= 0:
+            represented.add(family)
+        cost = costs.get(name) if costs else None
+        ranked.append(Ranked(name, family, parameters[name], dict(scores[name]), ranks[name], kept, reason, cost))
     return ranked
 
 
@@ -298,6 +411,13 @@ def agreement(ranked: Sequence[Ranked], curves: Mapping[str, Sequence[Mapping[in
         spearman=float(spearmanr(before, reached).statistic),
         weighted_tau=float(weightedtau(before, reached, rank=None).statistic),
     )
+
+
+def _classes(targets: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Class numbers from 0 on, one array for each label where a row has several."""
+    kinds = flat(targets)
+    columns = kinds.T if kinds.ndim == 2 else [kinds]
+    return [np.unique(column, return_inverse=True)[1] for column in columns]
 
 
 def _columns(targets: NDArray[Any]) -> NDArray[np.float64]:

@@ -16,11 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmray.errors import DataError
-from pmray.selection.halving import Standing, Stop, halve
+from pmray.selection.experience import Experience, Signature, expected
+from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
 from pmray.selection.ledger import Outcome
 
 ORDERS = 200
 """Random orders in which trials arrive, or models are tried."""
+
+MASKS = 5
+"""Random parts of a matrix that are taken as known."""
+
+SLACK = 1.15
+"""A recorded rung this much off counts as the one that a rule asks for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ def replay_halving(
     """Play rules of halving on recorded curves: none, stopping (ours, see ``halving.halve``), and promotion.
 
     Stopping decides about each trial as it arrives, one after the other; promotion (Jamieson & Talwalkar 2016,
-    "Non-stochastic best arm identification") brings all to a rung first, and then the best 1/reduction to the next.
+    "Non-stochastic best arm identification") brings all to a rung first, pauses them, and resumes the best 1/reduction
+    to the next. Every reduction is played from every recorded rung on, its later rungs each `reduction` times as far.
 
     Args:
         curves: At least two, of the same rungs.
@@ -87,16 +95,37 @@ def replay_halving(
     """
     if len(curves) < 2:
         raise DataError(f"{len(curves)} trials went to their end; a replay needs two (`search.stop: false` stops none)")
-    rungs = sorted(set.intersection(*(set(curve.scores) - {curve.budget} for curve in curves)))
-    if not rungs:
+    known = sorted(set.intersection(*(set(curve.scores) - {curve.budget} for curve in curves)))
+    if not known:
         raise DataError("the trials have no rung in common; `search.rungs: 2` records two before the end")
     random = np.random.default_rng(seed)
     orders = [random.permutation(len(curves)) for _ in range(ORDERS)]
     rules: dict[str, Callable[[NDArray[np.int64]], Chosen]] = {"no halving": lambda order: (order.tolist(), {})}
+    whole = max(curve.budget for curve in curves)
     for reduction in reductions:
-        rules[f"stopping 1/{reduction:g}"] = partial(_stop, curves, rungs, reduction)
-        rules[f"promotion 1/{reduction:g}"] = partial(_promote, curves, rungs, reduction)
+        for rungs in ladders(known, whole, reduction):
+            where = " and ".join(f"{rung / whole:.0%}" for rung in rungs)
+            rules[f"stopping 1/{reduction:g} at {where}"] = partial(play_stopping, curves, rungs, reduction)
+            rules[f"promotion 1/{reduction:g} at {where}"] = partial(play_promotion, curves, rungs, reduction)
     return [_over(name, orders, curves, play) for name, play in rules.items()]
+
+
+def ladders(known: Sequence[int], whole: int, reduction: float) -> list[list[int]]:
+    """Rungs from each recorded one on, each about `reduction` times the one before it, as far as they are recorded.
+
+    >>> ladders([100, 150, 300, 600], 900, reduction=3)
+    [[100, 300], [150], [300], [600]]
+    """
+    found = []
+    for first in known:
+        rungs = [first]
+        while rungs[-1] * reduction < whole / SLACK:
+            nearest = min(known, key=lambda rung: abs(np.log(rung / (rungs[-1] * reduction))))
+            if nearest <= rungs[-1] or not 1 / SLACK <= nearest / (rungs[-1] * reduction) <= SLACK:
+                break
+            rungs.append(nearest)
+        found.append(rungs)
+    return found
 
 
 def _over(
@@ -111,7 +140,15 @@ def _over(
     return Replayed(rule, float(np.mean(costs)), float(np.mean(regrets)), float(np.max(regrets)))
 
 
-def _stop(curves: Sequence[Curve], rungs: Sequence[int], reduction: float, order: NDArray[np.int64]) -> Chosen:
+def play_stopping(curves: Sequence[Curve], rungs: Sequence[int], reduction: float, order: NDArray[np.int64]) -> Chosen:
+    """Decide about trials as they arrive, one after the other, as ``halving.halve`` does.
+
+    Args:
+        curves: All trials.
+        rungs: Examples at which they are compared.
+        reduction: One in so many goes on.
+        order: In which they arrive.
+    """
     standings: dict[int, list[Standing]] = {rung: [] for rung in rungs}
     ended: list[int] = []
     stopped: dict[int, int] = {}
@@ -128,25 +165,37 @@ def _stop(curves: Sequence[Curve], rungs: Sequence[int], reduction: float, order
     return ended, stopped
 
 
-def _promote(curves: Sequence[Curve], rungs: Sequence[int], reduction: float, order: NDArray[np.int64]) -> Chosen:
-    going = list(order)
-    stopped: dict[int, int] = {}
-    for rung in rungs:
-        # Equal scores are told apart by who arrived first.
-        ranked = sorted(going, key=lambda index: -curves[index].scores[rung])
-        keep = set(ranked[: max(1, int(np.ceil(len(ranked) / reduction)))])
-        if rung == rungs[0]:
-            first: dict[str, int] = {}
-            for index in ranked:
-                first.setdefault(curves[index].candidate, index)
-            keep |= set(first.values())
-        stopped |= {index: rung for index in going if index not in keep}
-        going = [index for index in going if index in keep]
-    return going, stopped
+def play_promotion(curves: Sequence[Curve], rungs: Sequence[int], reduction: float, order: NDArray[np.int64]) -> Chosen:
+    """Bring all trials to each rung before the best go on, as ``halving.promoted`` says; arguments as above."""
+    at = {str(index): rungs[0] for index in order}
+    while True:
+        trials = [
+            Reached(
+                name,
+                curves[int(name)].candidate,
+                {
+                    rung: curves[int(name)].scores[rung]
+                    for rung in (*rungs, curves[int(name)].budget)
+                    if rung <= reached
+                },
+                reached < curves[int(name)].budget,
+            )
+            for name, reached in at.items()
+        ]
+        going = promoted(trials, rungs, reduction=reduction)
+        if not going:
+            break
+        for name in going:
+            later = [rung for rung in rungs if rung > at[name]]
+            at[name] = later[0] if later else curves[int(name)].budget
+    ended = [int(name) for name, rung in at.items() if rung == curves[int(name)].budget]
+    return ended, {int(name): rung for name, rung in at.items() if rung < curves[int(name)].budget}
 
 
 def replay_matrix(scores: NDArray[np.float64], *, tried: Sequence[int] = (1, 2, 3, 5), seed: int = 0) -> list[Replayed]:
     """Choose few models to fine-tune on each data set in turn, knowing the others' scores on the other data sets.
+
+    By their mean score or mean rank there, and as ``search.experience`` does, from all scores or from a quarter.
 
     Args:
         scores: Shape (data sets, models).
@@ -157,6 +206,10 @@ def replay_matrix(scores: NDArray[np.float64], *, tried: Sequence[int] = (1, 2, 
     random = np.random.default_rng(seed)
     best = scores.max(1)
     found = []
+    masks = {
+        "all": [np.ones(scores.shape, dtype=bool)],
+        "a quarter": [random.random(scores.shape) < 0.25 for _ in range(MASKS)],
+    }
     for count in (number for number in tried if number < models):
         drawn = [random.permutation(models)[:count] for _ in range(ORDERS)]
         chance = np.array([[best[data] - scores[data, few].max() for few in drawn] for data in range(sets)])
@@ -170,7 +223,29 @@ def replay_matrix(scores: NDArray[np.float64], *, tried: Sequence[int] = (1, 2, 
                     f"{count} by {name} elsewhere", count / models, float(np.mean(regrets)), float(np.max(regrets))
                 )
             )
+        for name, known in masks.items():
+            regrets = [
+                best[data] - scores[data, _by_experience(scores, data, mask)[:count]].max()
+                for mask in known
+                for data in range(sets)
+            ]
+            rule = f"{count} by experience, {name} of it"
+            found.append(Replayed(rule, count / models, float(np.mean(regrets)), float(np.max(regrets))))
     return found
+
+
+def _by_experience(scores: NDArray[np.float64], data: int, known: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Models in the order that ``experience.expected`` gives them, from some scores on the other data sets."""
+    alike = Signature("", "", 1, 1, 1.0, 0.0)
+    past = [
+        Experience(f"{row} {model}", str(row), alike, str(model), "", {}, float(scores[row, model]), 1, True)
+        for row, model in zip(*np.nonzero(known), strict=True)
+        if row != data
+    ]
+    worth = expected(past, alike, [str(model) for model in range(scores.shape[1])])
+    # Of a model that nobody has tried, the usual is expected.
+    usual = float(np.mean(list(worth.values()))) if worth else 0.0
+    return np.argsort([-worth.get(str(model), usual) for model in range(scores.shape[1])], kind="stable")
 
 
 def _mean_score(elsewhere: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -6,8 +6,9 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from random import Random
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -17,6 +18,12 @@ from pmray.spec import Choice, Log, Range, Recipe, Uniform
 
 ATTEMPTS = 50
 """Proposals that are drawn before the spaces count as used up."""
+
+GRID_POINTS = 4
+"""Values that a grid takes of a range without steps, ends included."""
+
+NEEDS = {"lora_alpha": "lora_rank"}
+"""Hyper-parameters that mean something only where another one is not zero, and are searched only there."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,22 @@ class Tried:
     score: float | None
 
 
+class Asking(Protocol):
+    """What proposes recipes and learns from their scores."""
+
+    def ask(self) -> Proposal | None:
+        """Return what to try next; None when there is nothing new."""
+        ...
+
+    def tell(self, number: int, score: float | None) -> None:
+        """Learn a proposal's score; None when it failed."""
+        ...
+
+    def learn(self, one: Tried) -> None:
+        """Learn the score of something that went on after its score was told, or that an earlier run had begun."""
+        ...
+
+
 class Search:
     """Proposes (candidate, recipe) pairs and learns from their scores.
 
@@ -58,32 +81,47 @@ class Search:
         self,
         arms: Sequence[Arm],
         *,
-        algorithm: Literal["tpe", "random"] = "tpe",
+        algorithm: str = "tpe",
         seed: int = 0,
         tried: Sequence[Tried] = (),
+        first: Sequence[tuple[str, Recipe]] = (),
     ) -> None:
+        """Begin, or go on.
+
+        Args:
+            arms: Candidates with their spaces.
+            algorithm: How recipes are proposed after the first ones: tpe, random, or grid, whose candidates take turns.
+            seed: Of all chance.
+            tried: What earlier runs know.
+            first: (candidate, recipe) pairs to try right after the default recipes.
+        """
         self._arms = {arm.candidate: arm for arm in arms}
         self._proposed = {(one.candidate, one.recipe) for one in tried}
         self._open: dict[int, Proposal] = {}
         self._running: dict[int, optuna.Trial] = {}
         self._count = 0
         self._chance = Random(seed + len(tried))
-        with _Quiet():
+        with Quiet():
             # Past trials change what is proposed next, so they also move the seed on.
             self._study = optuna.create_study(
                 direction="maximize", sampler=_sampler(algorithm, seed + len(tried), startup=2 * len(arms))
             )
             for one in tried:
                 self._record(one)
-        self._defaults = [arm for arm in arms if (arm.candidate, arm.default) not in self._proposed]
+        self._first = [(arm.candidate, arm.default) for arm in arms] + [one for one in first if one[0] in self._arms]
+        self._grid = _grid(arms) if algorithm == "grid" else None
 
     def ask(self) -> Proposal | None:
         """Return what to try next; None when nothing new was found in the spaces, however often they were asked."""
-        if self._defaults:
-            arm = self._defaults.pop(0)
-            return self._propose(arm.candidate, arm.default)
+        while self._first:
+            candidate, recipe = self._first.pop(0)
+            if (candidate, recipe) not in self._proposed:
+                return self._propose(candidate, recipe)
+        if self._grid is not None:
+            left = (one for one in self._grid if one not in self._proposed)
+            return self._propose(*found) if (found := next(left, None)) else None
         for _ in range(ATTEMPTS):
-            with _Quiet():
+            with Quiet():
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
@@ -96,9 +134,7 @@ class Search:
         # TPE comes back to what was good; in a small space chance finds what is left.
         for _ in range(4 * ATTEMPTS):
             arm = self._chance.choice(list(self._arms.values()))
-            recipe = arm.default.changed(
-                {field: _readable(field, _draw(values, self._chance), values) for field, values in arm.space.items()}
-            )
+            recipe = readable_recipe(arm, {field: _draw(values, self._chance) for field, values in arm.space.items()})
             if (arm.candidate, recipe) not in self._proposed:
                 return self._propose(arm.candidate, recipe)
         return None
@@ -106,7 +142,7 @@ class Search:
     def tell(self, number: int, score: float | None) -> None:
         """Learn a proposal's score; None when it failed."""
         proposal = self._open.pop(number)
-        with _Quiet():
+        with Quiet():
             trial = self._running.pop(number, None)
             if trial is None:
                 self._record(Tried(proposal.candidate, proposal.recipe, score))
@@ -114,6 +150,11 @@ class Search:
                 self._study.tell(trial, state=TrialState.FAIL)
             else:
                 self._study.tell(trial, score)
+
+    def learn(self, one: Tried) -> None:
+        """Learn the score of something that went on after its score was told, or that an earlier run had begun."""
+        with Quiet():
+            self._record(one)
 
     def _propose(self, candidate: str, recipe: Recipe) -> Proposal:
         self._proposed.add((candidate, recipe))
@@ -123,10 +164,12 @@ class Search:
         return proposal
 
     def _recipe(self, arm: Arm, trial: optuna.Trial) -> Recipe:
-        values = {
-            field: _readable(field, _suggest(trial, f"{arm.candidate}: {field}", values), values)
-            for field, values in arm.space.items()
-        }
+        values: dict[str, Any] = {}
+        for field in _in_order(arm.space):
+            if _means_something(field, arm, values):
+                values[field] = _readable(
+                    field, _suggest(trial, f"{arm.candidate}: {field}", arm.space[field]), arm.space[field]
+                )
         return arm.default.changed(values)
 
     def _record(self, one: Tried) -> None:
@@ -138,16 +181,66 @@ class Search:
         distributions: dict[str, BaseDistribution] = {"candidate": CategoricalDistribution(list(self._arms))}
         for field, values in arm.space.items():
             name, value = f"{arm.candidate}: {field}", getattr(one.recipe, field)
-            distribution = _distribution(values)
-            inside = (
-                value in distribution.choices
-                if isinstance(distribution, CategoricalDistribution)
-                else value is not None and distribution.low <= value <= distribution.high
-            )
-            if not inside:
+            if not _means_something(field, arm, one.recipe.model_dump()):
+                continue
+            if not contains(values, value):
                 return
-            params[name], distributions[name] = value, distribution
+            params[name], distributions[name] = value, _distribution(values)
         self._study.add_trial(create_trial(params=params, distributions=distributions, value=one.score))
+
+
+def contains(values: Range, value: Any) -> bool:
+    """Whether a value lies in a range.
+
+    >>> contains(Choice(choice=[16, 32]), 24), contains(Uniform(uniform=(16, 32)), 24)
+    (False, True)
+    """
+    distribution = _distribution(values)
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return value is not None and bool(distribution.low <= value <= distribution.high)
+
+
+def _in_order(space: Mapping[str, Range]) -> list[str]:
+    """Fields, those that others need first."""
+    return sorted(space, key=lambda field: field in NEEDS)
+
+
+def _means_something(field: str, arm: Arm, values: Mapping[str, Any]) -> bool:
+    needed = NEEDS.get(field)
+    return needed is None or bool(values.get(needed, getattr(arm.default, needed)))
+
+
+def readable_recipe(arm: Arm, values: Mapping[str, Any]) -> Recipe:
+    """The candidate's default recipe with proposed values, rounded so that people can read them."""
+    return _changed(arm, {field: _readable(field, value, arm.space[field]) for field, value in values.items()})
+
+
+def _changed(arm: Arm, values: Mapping[str, Any]) -> Recipe:
+    """The candidate's default recipe with these values, but for those that would mean nothing."""
+    return arm.default.changed({field: one for field, one in values.items() if _means_something(field, arm, values)})
+
+
+def _grid(arms: Sequence[Arm]) -> list[tuple[str, Recipe]]:
+    """All recipes of a grid over each candidate's space; the candidates take turns."""
+    lists = []
+    for arm in arms:
+        points = [[_readable(field, one, values) for one in _points(values)] for field, values in arm.space.items()]
+        recipes = [_changed(arm, dict(zip(arm.space, chosen, strict=True))) for chosen in product(*points)]
+        lists.append([(arm.candidate, recipe) for recipe in dict.fromkeys(recipes)])
+    longest = max(map(len, lists), default=0)
+    return [one[place] for place in range(longest) for one in lists if place < len(one)]
+
+
+def _points(values: Range) -> list[Any]:
+    """Evenly spaced values of a range, on its scale."""
+    if isinstance(values, Choice):
+        return list(values.choice)
+    low, high = values.log if isinstance(values, Log) else values.uniform
+    shares = [number / (GRID_POINTS - 1) for number in range(GRID_POINTS)]
+    if isinstance(values, Log):
+        return [low * (high / low) ** share for share in shares]
+    return [low + (high - low) * share for share in shares]
 
 
 def _suggest(trial: optuna.Trial, name: str, values: Range) -> Any:
@@ -186,14 +279,14 @@ def _readable(field: str, value: Any, values: Range) -> Any:
 
 
 def _sampler(algorithm: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
-    if algorithm == "random":
+    if algorithm in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
     )
 
 
-class _Quiet:
+class Quiet:
     """Optuna's notes on features it calls experimental, and one line a trial, are noise in a sweep."""
 
     def __enter__(self) -> None:

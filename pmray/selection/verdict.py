@@ -54,6 +54,8 @@ class Contender:
     parameters: int = 0
     training_seconds: float = 0.0
     """Mean of its fits."""
+    memory_bytes: int = 0
+    """Weights and one row, as the ranking measured it; 0 where it did not."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Line:
     latency_ms: float
     parameters: int
     training_seconds: float
+    memory_bytes: int
+    pareto: bool
+    """Whether no other model is at least as good in score and all costs, and better in one; baselines have none."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ def decide(
     metric: str,
     rules: Decide,
     clusters: NDArray[Any] | None = None,
+    searched: Sequence[float] = (),
 ) -> Verdict:
     """Compare contenders on the same test rows and name the winner.
 
@@ -143,6 +149,7 @@ def decide(
         metric: Name of the one that decides.
         rules: Significance level, limits and what counts as cheap.
         clusters: Group of each row, (rows,), when rows of one group are alike; see `resampled`.
+        searched: Validation scores of the search's trials, in their order, for what more of them would bring.
 
     Raises:
         NoVerdict: No model, or none within the limits.
@@ -160,6 +167,13 @@ def decide(
     compared = _compare(ordered, task, metric, rules, clusters)
     adjusted = {frozenset((one.first, one.second)): one.adjusted_p for one in compared}
     grouped = groups([one.name for one in ordered], adjusted, rules.alpha)
+    front = pareto(
+        {
+            one.name: (intervals[one.name].value, *(-value for value in _costs(one)))
+            for one in contenders
+            if not one.baseline
+        }
+    )
     lines = tuple(
         Line(
             name=one.name,
@@ -174,6 +188,8 @@ def decide(
             latency_ms=one.latency_ms,
             parameters=one.parameters,
             training_seconds=one.training_seconds,
+            memory_bytes=one.memory_bytes,
+            pareto=one.name in front,
         )
         for one in ordered
     )
@@ -213,6 +229,7 @@ def decide(
                 rules,
                 groups_drawn,
                 len(task.class_metrics()),
+                searched,
             )
         ),
     )
@@ -269,6 +286,27 @@ def _is_baseline(contenders: Sequence[Contender], name: str) -> bool:
     return next(one.baseline for one in contenders if one.name == name)
 
 
+def _costs(one: Contender) -> tuple[float, ...]:
+    return (one.latency_ms, one.memory_bytes, one.parameters, one.training_seconds)
+
+
+def pareto(values: Mapping[str, Sequence[float]]) -> set[str]:
+    """Who is not beaten: nobody else is at least as good in everything and better in something.
+
+    Args:
+        values: Name -> numbers of which more is better, of one length.
+
+    >>> sorted(pareto({"good": (0.9, -20), "fast": (0.8, -5), "neither": (0.8, -20)}))
+    ['fast', 'good']
+    """
+
+    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+        pairs = list(zip(a, b, strict=True))
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    return {name for name, mine in values.items() if not any(beats(theirs, mine) for theirs in values.values())}
+
+
 def cost(line: Line, rules: Decide) -> float:
     """What makes a model cheap: ms per row, parameters, or seconds of training; nothing when only the score counts."""
     costs = {"latency": line.latency_ms, "parameters": line.parameters, "training": line.training_seconds, "score": 0.0}
@@ -277,13 +315,20 @@ def cost(line: Line, rules: Decide) -> float:
 
 def _winner(lines: Sequence[Line], rules: Decide) -> Line:
     models = [line for line in lines if not line.baseline]
-    allowed = [line for line in models if not rules.max_latency_ms or line.latency_ms <= rules.max_latency_ms]
-    if not allowed:
+    in_time = [line for line in models if not rules.max_latency_ms or line.latency_ms <= rules.max_latency_ms]
+    if not in_time:
         fastest = min(models, key=lambda line: line.latency_ms)
         raise NoVerdict(
             f"no finalist answers within decide.max_latency_ms = {rules.max_latency_ms:g}: the fastest, "
             f"{fastest.name}, takes {fastest.latency_ms:.1f} ms; allow more, or add "
             "smaller candidates (such as `layers: 3`)."
+        )
+    allowed = [line for line in in_time if not rules.max_memory or line.memory_bytes <= rules.max_memory]
+    if not allowed:
+        smallest = min(in_time, key=lambda line: line.memory_bytes)
+        raise NoVerdict(
+            f"no finalist stays below decide.max_memory = {rules.max_memory or 0:,} bytes: the smallest, "
+            f"{smallest.name}, takes {smallest.memory_bytes:,}; allow more, or add smaller candidates."
         )
     top = min(line.group for line in allowed)
     group = [line for line in allowed if line.group == top]
@@ -303,6 +348,7 @@ def _words(
     rules: Decide,
     clusters: int | None,
     classes: int,
+    searched: Sequence[float],
 ) -> list[str]:
     level = f"{1 - rules.alpha:.0%}"
     seeds = f"mean of {winner.seeds} seeds" if winner.seeds > 1 else "one seed"
@@ -362,6 +408,7 @@ def _words(
             f"Rows of one group are alike: intervals and tests drew the {clusters} groups, not single rows. McNemar's "
             "test and the smallest visible difference do not know groups."
         )
+    words += _what_more_would_tell(winner, peers, models, compared, rows, searched)
     words.append(f"With {rows} rows, differences over about {100 * visible:.1f} points in accuracy can be seen.")
     if metric.endswith("_macro") and rows < FEW_ROWS_A_CLASS * classes:
         words.append(
@@ -369,6 +416,67 @@ def _words(
             "true score less often than it says (91 to 93% of the time with three rows a class); give more test rows."
         )
     return words
+
+
+def _what_more_would_tell(
+    winner: Line,
+    peers: Sequence[str],
+    models: Sequence[Line],
+    compared: Sequence[Comparison],
+    rows: int,
+    searched: Sequence[float],
+) -> list[str]:
+    """What else could be had: cheaper models that are not beaten, more test rows, more trials."""
+    words = []
+    front = [f"{line.name} ({line.score.value:.3f}, {line.latency_ms:.1f} ms)" for line in models if line.pareto]
+    if len(models) > 1:
+        words.append(f"Not beaten in score, latency, memory, parameters and training time at once: {_and(front)}.")
+    if peers:
+        nearest = next(line for line in models if line.name in peers)
+        found = _between(compared, winner.name, nearest.name)
+        wanted = rows_to_tell(rows, found.paired.difference, found.paired.low, found.paired.high)
+        words.append(
+            f"If the {100 * abs(found.paired.difference):.1f} points between it and {nearest.name} are real, about "
+            f"{wanted:,} test rows would show them four times out of five."
+            if wanted is not None
+            else f"No number of test rows in reach would tell it from {nearest.name}."
+        )
+    if len(searched) > 1:
+        place = int(np.argmax(searched)) + 1
+        since = len(searched) - place
+        words.append(
+            f"The best validation score came with trial {place} of {len(searched)}"
+            + (
+                "; it may rise with more trials."
+                if since < max(2, len(searched) / 4)
+                else f"; the {since} after it found nothing better, so that more would hardly help."
+            )
+        )
+    return words
+
+
+def rows_to_tell(rows: int, difference: float, low: float, high: float) -> int | None:
+    """Test rows with which a paired interval would leave out zero four times out of five, if the difference is real.
+
+    An interval narrows with the square root of the rows: n ((z_alpha + z_0.8) / z_alpha)^2 (half width / difference)^2,
+    for 95 % intervals. Seeds do not become more with rows, so it is a little less than what it takes.
+
+    Args:
+        rows: There are.
+        difference: Found.
+        low: Of its interval.
+        high: Of its interval.
+
+    Returns:
+        None where it is more than a thousand times the rows.
+
+    >>> rows_to_tell(1_000, 0.01, -0.01, 0.03), rows_to_tell(1_000, 0.0001, -0.02, 0.02)
+    (8200, None)
+    """
+    if abs(difference) < 1e-9:
+        return None
+    wanted = rows * ((1.96 + 0.84) / 1.96) ** 2 * ((high - low) / 2 / difference) ** 2
+    return None if wanted > 1_000 * rows else int(round(max(wanted, rows), -2) or rows)
 
 
 def show(interval: Interval) -> str:

@@ -150,7 +150,7 @@ class Task(Objective, Protocol):
     """Name in tables -> kind of the models without a transformer that every sweep contains; see ``baselines``."""
 
     def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> Any:
-        """What a frozen body sees in a batch, shape (rows, width); ragged where targets are."""
+        """What a frozen body sees of a batch: (rows, width), or (rows, poolings, width); ragged where targets are."""
         ...
 
     def paired_outcome(self, said: NDArray[Any], targets: NDArray[Any]) -> Outcomes:

@@ -81,11 +81,11 @@ class TextClassification(RowLabels):
         return open_tokenizer(folder)
 
     def build(self, folder: str, config: Any, pad: int, **options: Any) -> torch.nn.Module:
-        """Open the pre-trained body and put a new classification head on it."""
+        """Open the pre-trained body and put a new classification head on it, whatever the size of an old one was."""
         prepare_head(config, self.labels, multi_label=self.multi_label)
         if config.pad_token_id is None:
             config.pad_token_id = pad
-        return open_head(self.head, folder, config=config, **options)
+        return open_head(self.head, folder, config=config, ignore_mismatched_sizes=True, **options)
 
     def encode(self, table: pa.Table, processor: Any, max_length: int) -> pa.Table:
         """Turn rows into token ids; columns ``input_ids``, ``length`` and, for pairs, ``token_type_ids``."""
@@ -121,9 +121,13 @@ class TextClassification(RowLabels):
         return batch
 
     def features(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], encoded: pa.Table) -> torch.Tensor:
-        """Mean over tokens and layers of the body's hidden states, shape (rows, width), float32."""
-        mask = batch["attention_mask"].unsqueeze(-1)
-        return (layer_mean(model, batch) * mask).sum(1) / mask.sum(1)
+        """Mean over layers of the body's hidden states: of all tokens, the first and the last; (rows, 3, width)."""
+        import torch
+
+        mask, states = batch["attention_mask"], layer_mean(model, batch)
+        mean = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        last = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+        return torch.stack([mean, states[:, 0], last], dim=1)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -82,8 +82,10 @@ class Fitted:
 class Keeper(Protocol):
     """Where states of a fit go, and where that of an interrupted one comes from; all workers call it alike."""
 
-    seconds: float
-    """Between two states."""
+    @property
+    def seconds(self) -> float:
+        """Between two states."""
+        ...
 
     def load(self) -> State | None:
         """The latest state of an interrupted fit, or None."""

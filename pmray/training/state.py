@@ -63,6 +63,9 @@ class StateFile:
             self.problem = f"no state could be kept in {self.path.parent} ({_one_line(error)})"
             self.seconds = float("inf")
 
+    def settle(self) -> None:
+        """Wait until the latest state is where others find it."""
+
     def discard(self) -> None:
         """Delete what was kept."""
         if self.writes:
@@ -95,6 +98,12 @@ class RemoteStateFile(StateFile):
         if self.writes and not (self._upload and self._upload.is_alive()):
             self._upload = Thread(target=self._push, daemon=True)
             self._upload.start()
+
+    def settle(self) -> None:
+        """Bring the latest state to the store, and wait for it."""
+        if self._upload:
+            self._upload.join()
+        self._push()
 
     def _push(self) -> None:
         try:

@@ -41,7 +41,7 @@ from pmray.training.model import (
     quiet_transformers,
     without_adapters,
 )
-from pmray.training.prediction import map_rows, measure_latency, predict
+from pmray.training.prediction import measure_latency, predict
 from pmray.training.state import STATE_SECONDS, open_state
 
 INTERVAL_DRAWS = 200
@@ -311,18 +311,6 @@ class MicroBatches:
         if tokens < asked:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / key).write_text(str(tokens))
-
-
-def extract_features(
-    pretrained: Pretrained, settings: Mapping[str, Any], cache: str | Path, encoding: str, rows: NDArray[np.int64]
-) -> NDArray[Any]:
-    """Features of some training rows from the frozen body, (rows, width) or ragged, in the order of `rows`."""
-    task = open_task(settings)
-    train = open_encoded(storage.fetched(str(cache), f"encoded-{encoding}"), encoding, "train")
-    torch.manual_seed(0)
-    model = open_model(on_this_node(pretrained), task, pad=train.pad)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return map_rows(model, task, train, rows, task.features, Recipe())
 
 
 def open_task(settings: Mapping[str, Any]) -> Task:

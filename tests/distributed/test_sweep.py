@@ -18,7 +18,7 @@ from pmray.bundle import open_bundle
 from pmray.data.images import decode, to_base64
 from pmray.distributed import train
 from pmray.errors import ClusterError, NoVerdict
-from pmray.selection.ledger import read_ledger
+from pmray.selection.ledger import latest, read_ledger
 from pmray.serving.scorer import Scorer
 from pmray.training.trial import read_predictions
 from tests.tiny import RECIPE, WORDS, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
@@ -34,6 +34,7 @@ def swept(tmp_path_factory, ray_cluster):
     weights.write_bytes(weights.read_bytes()[:-100])
     spec = tiny_spec(folder)
     spec["candidates"].append({"model": str(damaged), "name": "damaged"})
+    spec["search"]["experience"] = "on"
     return pmray.sweep(pmray.spec_from(spec)), pmray.spec_from(spec)
 
 
@@ -153,6 +154,21 @@ def test_no_candidate_at_all_is_said_before_ray_does_anything(tmp_path):
         pmray.sweep(pmray.spec_from(spec))
 
 
+def test_what_a_run_found_orders_the_candidates_of_the_next(swept):
+    result, spec = swept
+    trials = [one for one in result.outcomes if one.stage == "sweep" and one.score is not None]
+    lines = [json.loads(line) for line in spec.experience.read_text().splitlines()]
+    assert {one["key"] for one in lines} >= {one.key for one in trials}
+    later = pmray.spec_from(spec, ["name=later", "data.max_train_rows=120", "decide.max_memory=1G"])
+    ranked = pmray.rank(later)
+    assert all("experience" in one.proxies and one.cost.latency_ms > 0 for one in ranked)
+    # It is written down: what is found meanwhile changes nothing.
+    spec.experience.unlink()
+    assert pmray.rank(later) == ranked
+    with pytest.raises(NoVerdict, match=r"no candidate is within the limits.*\n  \w+: \d+ MB, over decide.max_memory"):
+        pmray.rank(pmray.spec_from(later, ["decide.max_memory=1k"]))
+
+
 def test_rank_alone_orders_candidates(tmp_path):
     ranked = pmray.rank(pmray.spec_from(tiny_spec(tmp_path)))
     assert {one.candidate for one in ranked} == {"bert", "llama"}
@@ -167,29 +183,135 @@ def test_what_tune_ships_for_a_trial_is_small():
     assert len(cloudpickle.dumps(_trial)) < 100_000
 
 
-def test_a_trial_whose_worker_died_before_it_began_is_handed_out_once_more():
+def driver_of(keys, reduction=float("inf")):
+    """What Tune talks to, with trials of these keys and nothing behind them."""
+    from types import SimpleNamespace
+
+    from pmray.distributed.tune import _News, _Proposals
+
+    asked = iter([*(SimpleNamespace(number=number, key=key) for number, key in enumerate(keys)), None])
+    search = SimpleNamespace(ask=lambda: next(asked), told=[], tell=lambda *told: search.told.append(told))
+    search.learn = lambda tried: search.told.append((tried.candidate, tried.score))
+    named = SimpleNamespace(name="bert")
+    proposals = _Proposals(
+        search,
+        lambda proposal: SimpleNamespace(key=proposal.key, pretrained=named, rungs=(10, 30), budget=30, recipe=None),
+        trials=len(keys),
+        enough=lambda: False,
+        reduction=reduction,
+    )
+    ended = []
+    resources = {"bert": pmray.Spec.model_fields["resources"].default}
+    news = _News(proposals, resources, lambda work: None, lambda work, rung: None, lambda *end: ended.append(end))
+    return search, proposals, news, ended
+
+
+def test_a_trial_whose_worker_died_before_it_began_is_handed_out_again():
     from types import SimpleNamespace
 
     from ray.tune.search import Searcher
 
-    from pmray.distributed.tune import _News, _Proposals
-
-    search = SimpleNamespace(
-        ask=iter([SimpleNamespace(number=0), None]).__next__, told=[], tell=lambda *told: search.told.append(told)
-    )
-    proposals = _Proposals(search, lambda proposal: SimpleNamespace(key="a work"), trials=1, enough=lambda: False)
-    ended = []
-    news = _News(proposals, lambda work: None, lambda work, rung: None, lambda *end: ended.append(end))
+    search, proposals, news, ended = driver_of(["a work"])
     work = proposals.suggest("first")["work"]
     assert proposals.suggest("too early") is None
-    news.on_trial_error(0, [], SimpleNamespace(trial_id="first"))
-    assert not ended
-    assert proposals.suggest("second")["work"] is work
+    for number in range(2):
+        news.on_trial_error(0, [], SimpleNamespace(trial_id="first" if number == 0 else "again"))
+        assert not ended
+        assert proposals.suggest("again")["work"] is work
     # It never starts: so be it.
-    news.on_trial_error(0, [], SimpleNamespace(trial_id="second"))
+    news.on_trial_error(0, [], SimpleNamespace(trial_id="again"))
     assert [(facts.status, may_pass) for _, facts, may_pass in ended] == [("failed", True)]
+    assert ended[0][1].error.startswith("the trial's worker process died before the trial began")
+    assert len(ended[0][1].measured["retried_after"]) == 2
     assert proposals.suggest("third") == Searcher.FINISHED
     assert search.told == [(0, None)]
+
+
+def test_a_host_that_fails_what_others_run_gets_no_more_trials(monkeypatch):
+    from types import SimpleNamespace
+
+    from pmray.distributed.tune import Host
+    from pmray.training.trial import Facts
+
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"NodeID": one, "Alive": True, "Resources": {"CPU": 2.0}} for one in ("bad", "good")]
+    )
+    _, proposals, news, ended = driver_of([f"t{number}" for number in range(5)])
+
+    def run(name):
+        config = proposals.suggest(name)
+        host = "good" if "bad" in config["without"] else "bad"
+        trial = SimpleNamespace(trial_id=name, last_result={})
+        news.on_trial_start(0, [], trial)
+        news.on_trial_result(0, [], trial, {"host": Host(host, host)})
+        facts = Facts(status="done", score=0.5)
+        if host == "bad":
+            facts = Facts(status="failed", error='  File "x.py"\nRuntimeError: the driver of this GPU is too old')
+        trial.last_result = {"facts": facts}
+        news.on_trial_complete(0, [], trial)
+        return host
+
+    ran = [run(f"trial-{number}") for number in range(8)]
+    assert ran == ["bad", "good"] * 3 + ["good"] * 2
+    assert [facts.status for _, facts, _ in ended] == ["done"] * 5
+    assert "too old" in ended[0][1].measured["retried_after"][0]
+    assert proposals.avoid == {"bad"}
+
+
+def test_trials_wait_at_a_rung_until_all_have_arrived_and_the_best_go_on():
+    from types import SimpleNamespace
+
+    from ray.tune.search import Searcher
+
+    from pmray.distributed.tune import Host
+    from pmray.training.trial import Facts
+
+    search, proposals, news, ended = driver_of(["a", "b", "c", "d"], reduction=3)
+    scores = {"a": 0.5, "b": 0.7, "c": 0.6, "d": 0.7}
+
+    def end(name, status, examples, score):
+        trial = SimpleNamespace(trial_id=name, last_result={})
+        news.on_trial_start(0, [], trial)
+        news.on_trial_result(0, [], trial, {"host": Host("n", "n")})
+        trial.last_result = {"facts": Facts(status, score, examples, ((examples, score),), 1.0)}
+        news.on_trial_complete(0, [], trial)
+
+    for name, score in scores.items():
+        config = proposals.suggest(name)
+        assert config["goal"] == 10
+        if name == "d":
+            assert proposals.suggest("early") is None, "d is under way"
+        end(name, "stopped", 10, score)
+    # Of equal scores both go on, and nothing else.
+    on = [proposals.suggest("again-b"), proposals.suggest("again-d")]
+    assert [(one["work"].key, one["goal"]) for one in on] == [("b", 30), ("d", 30)]
+    assert proposals.suggest("none") is None
+    end("again-b", "done", 30, 0.9)
+    end("again-d", "failed", 0, None)
+    assert proposals.suggest("end") == Searcher.FINISHED
+    whole = {work.key: facts for work, facts, _ in ended}
+    assert whole["b"].curve == ((10, 0.7), (30, 0.9)) and whole["b"].seconds == 2.0
+    assert (whole["a"].status, whole["d"].status) == ("stopped", "failed")
+    assert search.told == [(0, 0.5), (1, 0.7), (2, 0.6), (3, 0.7), ("bert", 0.9), ("bert", 0.7)]
+
+
+def test_a_fit_that_waited_gives_what_it_would_have_given(tmp_path):
+    """With and without waiting at rungs, trials that went to their end have the same curve, bit for bit."""
+    spec = tiny_spec(tmp_path, search={"trials": 5, "finalists": 1, "seeds": 1, "rank_rows": 60, "algorithm": "random"})
+    whole = pmray.sweep(pmray.spec_from({**spec, "name": "whole"}, ["search.stop=false"])).outcomes
+    swept = pmray.sweep(pmray.spec_from({**spec, "name": "waits"}))
+    trials = [one for one in latest(swept.outcomes).values() if one.stage == "sweep"]
+    went_on = {one.key: one for one in trials if one.status == "done"}
+    assert 2 <= len(went_on) < 5
+    assert all(one.facts["resumed_at"] > 0 for one in went_on.values())
+    curves = {one.key: one.curve for one in whole if one.stage == "sweep"}
+    assert {key: curves[key] for key in went_on} == {key: one.curve for key, one in went_on.items()}
+    assert {one.curve[0] == curves[one.key][0] for one in trials} == {True}, "all have waited at the first rung"
+    states = list((swept.folder / "states").glob("*")) if (swept.folder / "states").is_dir() else []
+    assert not states, "what waited in vain is deleted"
+    before = len(read_ledger(swept.folder / "ledger.jsonl"))
+    pmray.sweep(pmray.spec_from({**spec, "name": "waits"}))
+    assert len(read_ledger(swept.folder / "ledger.jsonl")) == before
 
 
 def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_up(swept):

@@ -7,8 +7,9 @@ from pmray.selection.ledger import Outcome
 from pmray.spec import Resources, Search
 
 
-def trial(candidate="bert", examples=100, seconds=10.0, status="done"):
-    return Outcome(key="k", stage="sweep", candidate=candidate, status=status, examples=examples, seconds=seconds)
+def trial(candidate="bert", examples=100, seconds=10.0, status="done", key=None):
+    key = key or f"{candidate} {status}"
+    return Outcome(key=key, stage="sweep", candidate=candidate, status=status, examples=examples, seconds=seconds)
 
 
 RESOURCES = {"bert": Resources(workers=2, gpus_per_worker=0.5), "gpt": Resources()}
@@ -17,6 +18,9 @@ RESOURCES = {"bert": Resources(workers=2, gpus_per_worker=0.5), "gpt": Resources
 def test_failed_trials_and_those_of_earlier_runs_count():
     spent = Spent.of([trial(), trial(status="failed", examples=50), trial("gpt"), trial("gone")], RESOURCES)
     assert (spent.examples, spent.gpu_seconds) == (350, 20.0)
+    # One that has gone on counts as it is now.
+    spent.add(trial(examples=300, seconds=30.0), RESOURCES)
+    assert (spent.examples, spent.gpu_seconds) == (550, 40.0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,16 @@
 
 import pytest
 
-from pmray.selection.halving import Continue, Standing, Stop, finalists, halve
+from pmray.selection.halving import (
+    Continue,
+    Reached,
+    Standing,
+    Stop,
+    compared_at,
+    finalists,
+    halve,
+    promoted,
+)
 from pmray.selection.ledger import Outcome
 
 
@@ -80,3 +89,31 @@ def test_trials_without_a_score_or_that_broke_are_passed_over():
 
 def test_without_scores_there_are_no_finalists():
     assert finalists([], 3) == []
+
+
+def reached(trial, candidate, *scores, waits=True):
+    return Reached(trial, candidate, dict(zip((10, 30), scores, strict=False)), waits)
+
+
+def test_the_best_of_all_that_have_arrived_go_on():
+    field = [reached(str(n), "a", n / 10) for n in range(6)]
+    assert promoted(field, [10, 30], reduction=3) == ["4", "5"]
+    assert promoted(field, [10, 30], reduction=2) == ["3", "4", "5"]
+    # Two have gone on: now it is the second rung's turn, where nobody is protected.
+    later = [*field[:4], reached("4", "a", 0.4, 0.9), reached("5", "b", 0.5, 0.8)]
+    assert promoted(later, [10, 30], reduction=3) == ["4"]
+    assert promoted([*later[:4], reached("4", "a", 0.4, 0.9, waits=False), later[5]], [10, 30], reduction=3) == []
+
+
+def test_the_best_of_each_candidate_goes_on_from_the_first_rung_and_equals_together():
+    field = [reached("1", "a", 0.9), reached("2", "a", 0.8), reached("3", "b", 0.2), reached("4", "b", 0.1)]
+    assert promoted(field, [10, 30], reduction=4) == ["1", "3"]
+    assert promoted([reached(str(n), "a", 0.3) for n in range(4)], [10], reduction=4) == ["0", "1", "2", "3"]
+    assert promoted([], [], reduction=3) == []
+
+
+def test_no_rung_lies_within_the_warm_up():
+    assert compared_at(900, 2, 3, warmup=0.1) == [180, 300]
+    assert compared_at(900, 2, 3, warmup=0.0) == [100, 300]
+    assert compared_at(900, 0, 3, warmup=0.1) == []
+    assert compared_at(900, 3, 3, warmup=0.3) == [300], "the last one stays where it is"

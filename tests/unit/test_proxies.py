@@ -5,12 +5,19 @@ import pytest
 
 from pmray.scoring.ragged import ragged
 from pmray.selection.proxies import (
+    HEAD_PROXIES,
+    PROXIES,
+    Cost,
+    Limits,
     Ranked,
     agreement,
     concordance,
     h_score,
+    judge,
+    leep,
     linear_probe,
     logme,
+    nce,
     nearest_neighbours,
     thin,
 )
@@ -131,3 +138,58 @@ def test_thinning_never_drops_below_three_nor_the_last_of_a_family():
     ranked = thin(scores, families, dict.fromkeys("abcdef", 1), keep=0.1)
     assert [one.candidate for one in ranked if one.kept] == ["a", "b", "c", "f"]
     assert [one.mean_rank for one in ranked] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_models_own_head_says_tells_how_near_its_labels_are():
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 3, 600)
+    scores = []
+    for sure in (0.34, 0.6, 0.98):
+        said = np.where(random.random(600) < sure, targets, random.integers(0, 3, 600))
+        source = 0.1 * np.ones((600, 5)) / 5 + 0.9 * np.eye(5)[said]
+        scores.append((leep(source, targets), nce(source, targets)))
+    assert scores == sorted(scores)
+    # A head that always says the same knows no more than the shares of the labels: minus their entropy.
+    same = np.tile([1.0, 0.0], (600, 1))
+    shares = np.bincount(targets) / 600
+    assert leep(same, targets) == pytest.approx((shares * np.log(shares)).sum(), abs=1e-6)
+    assert nce(same, targets) == pytest.approx((shares * np.log(shares)).sum(), abs=1e-6)
+    pieces = ragged(np.split(source, 60)), ragged(np.split(targets, 60))
+    assert leep(*pieces) == pytest.approx(leep(source, targets))
+    assert nce(source, np.eye(3, dtype=np.int8)[targets]) > nce(same, np.eye(3, dtype=np.int8)[targets])
+
+
+def test_of_several_ways_to_pool_the_best_counts():
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 2, 200)
+    good = random.normal(size=(200, 6)) + 3 * np.eye(6)[targets]
+    both = np.stack([random.normal(size=(200, 6)), good], axis=1)
+    task = TextClassification(labels=("a", "b"))
+    assert judge(both, targets, task, "f1_macro") == judge(good, targets, task, "f1_macro")
+    assert set(judge(good, targets, task, "f1_macro", np.eye(2)[targets])) == {*PROXIES, *HEAD_PROXIES}
+
+
+def thinned(scores, **settings):
+    return {
+        one.candidate: one for one in thin(scores, dict.fromkeys(scores, "f"), dict.fromkeys(scores, 1), **settings)
+    }
+
+
+def test_a_proxy_that_knows_some_candidates_neither_helps_nor_harms_the_others():
+    scores = {name: {"LogME": float(-place)} for place, name in enumerate("abcde")}
+    scores["b"]["LEEP"], scores["d"]["LEEP"] = -2.0, -1.0
+    found = thinned(scores, keep=1)
+    assert [found[name].mean_rank for name in "ace"] == [2.0, 3.0, 4.0]
+    assert found["d"].mean_rank < 4 and found["b"].mean_rank > 2
+    scores["d"].pop("LEEP")
+    assert thinned(scores, keep=1)["b"].mean_rank == 2, "one candidate alone has no rank"
+
+
+def test_who_is_over_a_limit_is_dropped_whatever_its_place():
+    scores = {name: {"LogME": float(-place)} for place, name in enumerate("abcd")}
+    costs = {name: Cost(10.0 * (place + 1), 10**6 * (4 - place)) for place, name in enumerate("abcd")}
+    found = thinned(scores, keep=0.5, costs=costs, limits=Limits(latency_ms=25, memory_bytes=3_000_000))
+    assert found["a"].reason == "dropped: 4 MB, over decide.max_memory = 3 MB"
+    assert found["d"].reason == "dropped: 40.0 ms a row, over decide.max_latency_ms = 25"
+    assert found["c"].kept, "30 ms may be the fault of what else runs"
+    assert not any(one.kept for one in thinned(scores, keep=1, costs=costs, limits=Limits(memory_bytes=1)).values())

@@ -30,20 +30,23 @@ def test_where_early_scores_tell_the_end_promotion_is_cheap_and_loses_nothing():
     found = {one.rule: one for one in replay_halving(curves())}
     whole = found["no halving"]
     assert (whole.compute, whole.regret) == (1.0, 0.0)
-    promoted = found["promotion 1/3"]
+    promoted = found["promotion 1/3 at 11% and 33%"]
     assert promoted.regret == 0
     # Nine arrive at 100; three of nine go on to 300, and one to 900.
     assert promoted.compute == pytest.approx((6 * 100 + 2 * 300 + 900) / 8100)
-    stopped = found["stopping 1/3"]
+    stopped = found["stopping 1/3 at 11% and 33%"]
     assert stopped.regret == 0 and promoted.compute < stopped.compute < 1, "who comes early goes on for want of rivals"
 
 
 def test_where_early_scores_lie_halving_loses_something():
     late = Curve("late", "gpt", {100: 0.0, 300: 0.0, 900: 1.0})
     found = {one.rule: one for one in replay_halving([*curves(), late])}
-    assert found["promotion 1/3"].regret == found["promotion 1/3"].worst == pytest.approx(0.2)
+    promoted, stopped = (found[f"{rule} 1/3 at 11% and 33%"] for rule in ("promotion", "stopping"))
+    assert promoted.regret == promoted.worst == pytest.approx(0.2)
     # Now and then it is among the first to arrive, which nobody stops.
-    assert 0 < found["stopping 1/3"].regret < found["stopping 1/3"].worst == pytest.approx(0.2)
+    assert 0 < stopped.regret < stopped.worst == pytest.approx(0.2)
+    # From a later rung on it costs more, and here it does not help.
+    assert found["promotion 1/3 at 33%"].compute > promoted.compute
 
 
 def test_only_trials_that_went_to_their_end_can_be_replayed():
@@ -65,6 +68,9 @@ def test_scores_on_other_data_sets_help_where_models_are_good_in_general():
     assert found["3 by mean score elsewhere"].regret < 0.3 * found["3 at random"].regret
     assert found["3 at random"].regret < found["1 at random"].regret
     assert found["3 at random"].compute == 0.25
+    # All models tried everywhere: experience is the mean score; from a quarter it is still better than chance.
+    assert found["3 by experience, all of it"].regret == pytest.approx(found["3 by mean score elsewhere"].regret)
+    assert found["3 by experience, a quarter of it"].regret < 0.6 * found["3 at random"].regret
     # With nothing in common, the others' scores say nothing.
     noise = {one.rule: one for one in replay_matrix(random.normal(size=(60, 12)), tried=(3,))}
     assert noise["3 by mean score elsewhere"].regret == pytest.approx(noise["3 at random"].regret, rel=0.3)

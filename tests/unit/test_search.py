@@ -160,3 +160,38 @@ def test_optuna_keeps_quiet(capfd):
         run(Search([GOOD, WEAK]), 6)
     assert capfd.readouterr() == ("", "")
     assert not caught
+
+
+def test_a_grid_goes_through_all_recipes_of_all_candidates_in_turn():
+    first = Arm("first", Recipe(lr=1e-4), {"lr": Log(log=(1e-5, 1e-2)), "batch_size": Choice(choice=[16, 32])})
+    second = Arm("second", Recipe(), {"dropout": Uniform(uniform=(0, 0.3))})
+    search, done = Search([first, second], algorithm="grid"), []
+    while (proposal := search.ask()) is not None:
+        search.tell(proposal.number, 0.5)
+        done.append(proposal)
+    assert [one.candidate for one in done[:5]] == ["first", "second"] * 2 + ["first"]
+    assert {one.recipe.lr for one in done if one.candidate == "first"} == {1e-5, 1e-4, 1e-3, 1e-2}
+    # Four rates x two batches, of which one is the default; four dropouts and the default.
+    assert [sum(one.candidate == name for one in done) for name in ("first", "second")] == [8, 5]
+    again = Search([first, second], algorithm="grid", tried=tried(done[:6]))
+    assert pairs(run(again, 7)) == pairs(done[6:])
+
+
+def test_recipes_that_were_good_elsewhere_come_right_after_the_defaults():
+    known = [("weak", Recipe(lr=2e-3)), ("good", GOOD.default), ("gone", Recipe())]
+    done = pairs(run(Search([GOOD, WEAK], first=known), 4))
+    assert done[:3] == [("good", GOOD.default), ("weak", WEAK.default), ("weak", Recipe(lr=2e-3))]
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_what_means_nothing_without_another_value_is_searched_only_there(algorithm):
+    space = {"lora_alpha": Choice(choice=[8.0, 16.0, 32.0]), "lora_rank": Choice(choice=[0, 4, 8])}
+    search, recipes = Search([Arm("a", Recipe(), space)], algorithm=algorithm), []
+    while (proposal := search.ask()) is not None:
+        search.tell(proposal.number, 0.5 + 0.01 * proposal.recipe.lora_rank)
+        recipes.append(proposal.recipe)
+    found = {(one.lora_rank, one.lora_alpha) for one in recipes}
+    assert found == {(0, None), *((rank, alpha) for rank in (4, 8) for alpha in (8.0, 16.0, 32.0))}
+    assert len(found) == len(recipes)
+    resumed = Search([Arm("a", Recipe(), space)], tried=[Tried("a", Recipe(), 0.5), Tried("a", recipes[-1], 0.6)])
+    assert len(resumed._study.trials) == 2

@@ -15,7 +15,7 @@ from pmray.spec import Candidate, Recipe
 from pmray.tasks.text import TextClassification
 from pmray.training import loop, trial
 from pmray.training.model import locate
-from pmray.training.trial import Work, carry_out, extract_features, read_predictions, recipe_length, save_predictions
+from pmray.training.trial import Work, carry_out, read_predictions, recipe_length, save_predictions
 from tests.tiny import tiny_model, tiny_rows
 
 TASK = TextClassification(labels=("negative", "positive"), positive="negative")
@@ -153,15 +153,6 @@ def test_a_trial_of_the_sweep_writes_nothing(work, tmp_path, monkeypatch):
 def test_a_work_travels_as_a_small_pickle(work):
     assert pickle.loads(pickle.dumps(work)) == work
     assert len(pickle.dumps(work)) < 10_000
-
-
-def test_features_come_in_the_order_asked_for(work, tmp_path):
-    def of(rows):
-        return extract_features(work.pretrained, work.task, trial.Path(work.cache), "e", np.array(rows))
-
-    found = of([5, 2, 9])
-    assert found.shape == (3, 32)
-    assert np.allclose(found[[1, 2, 0]], of([2, 9, 5]), atol=1e-5)
 
 
 def test_predictions_survive_their_file(tmp_path):

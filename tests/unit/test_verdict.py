@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pmray.errors import NoVerdict
-from pmray.selection.verdict import Contender, decide
+from pmray.selection.verdict import Contender, decide, rows_to_tell
 from pmray.spec import Decide
 from pmray.tasks.text import TextClassification
 
@@ -108,3 +108,46 @@ def test_the_words_say_what_the_search_added(default, said):
     words = " ".join(decided(contender("a", 0.9, search_score=0.93, default_score=default)).words)
     assert ("default" in words) == (said is not None)
     assert said is None or said in words
+
+
+def test_memory_too_is_a_limit():
+    large, small = contender("large", 0.95, memory_bytes=10**9), contender("small", 0.6, memory_bytes=10**6)
+    assert decided(large, small, max_memory="2M").winner == "small"
+    with pytest.raises(NoVerdict, match=r"the smallest, small, takes 1,000,000"):
+        decided(large, small, max_memory="10k")
+
+
+def test_who_is_beaten_in_everything_is_not_on_the_front():
+    verdict = decided(
+        contender("good", 0.95, latency_ms=20),
+        contender("fast", 0.7, seed=2, latency_ms=5),
+        contender("worst", 0.6, seed=3, latency_ms=25),
+        contender("base", 0.5, seed=4, baseline=True, latency_ms=0),
+    )
+    assert {line.name for line in verdict.lines if line.pareto} == {"good", "fast"}
+    said = next(one for one in verdict.words if one.startswith("Not beaten"))
+    assert "good (0.9" in said and "fast (0.7" in said and "worst" not in said and "base" not in said
+
+
+def test_it_is_said_what_more_rows_and_trials_would_tell():
+    tied = contender("a", 0.86), contender("b", 0.84, seed=2)
+    words = decide(tied, TASK, "f1_macro", Decide(draws=500), searched=[0.7, 0.9, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]).words
+    assert any("test rows would show them four times out of five" in one for one in words)
+    assert any("came with trial 2 of 8; the 6 after it found nothing better" in one for one in words)
+    words = decide(tied, TASK, "f1_macro", Decide(draws=500), searched=[0.7, 0.8, 0.8, 0.9]).words
+    assert any("trial 4 of 4; it may rise with more trials" in one for one in words)
+
+
+def test_the_rows_that_are_asked_for_do_show_the_difference():
+    """Eight in ten simulated comparisons of that many rows leave out zero."""
+    random = np.random.default_rng(0)
+
+    def interval(rows):
+        differences = random.choice([1, 0, -1], rows, p=[0.09, 0.84, 0.07])
+        middle, half = differences.mean(), 1.96 * differences.std() / np.sqrt(rows)
+        return middle, middle - half, middle + half
+
+    half = 1.96 * np.sqrt(0.16 - 0.02**2) / np.sqrt(500)
+    wanted = rows_to_tell(500, 0.02, 0.02 - half, 0.02 + half)
+    shown = np.mean([interval(wanted)[1] > 0 for _ in range(500)])
+    assert 0.74 < shown < 0.86

@@ -1,0 +1,158 @@
+"""Brute force, recorded once: every candidate with every recipe, to its end, on several data sets.
+
+``python -m tests.bench.curves [SECONDS]`` goes on where it stopped, for at most so long, and writes ``curves.jsonl``
+beside this file: of each fit the validation score after every so many examples, the score on the test rows, and what it
+took. ``tests.bench.sweep`` plays ways of choosing on it, so that each needs no training of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from sklearn.metrics import f1_score
+
+from pmray.demo.story import WEIGHTS
+from pmray.distributed.cluster import connected
+from pmray.distributed.train import fit_all
+from pmray.distributed.tune import rank_candidates
+from pmray.fitting import encode
+from pmray.preparation import Prepared, prepare
+from pmray.selection.search import Search
+from pmray.spec import Spec
+from pmray.spec_file import spec_from
+from pmray.training.trial import Work, predictions_folder, read_predictions, recipe_length
+
+SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))
+RECORD = Path(__file__).parent / "curves.jsonl"
+DATA_SETS = ("sst2", "trec6", "sms_spam")
+ROWS = {"train": 600, "validation": 300, "test": 1000}
+RECIPES = 4
+"""Of each candidate: the default one, and random ones from its space."""
+SHARES = (1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
+"""Of a whole fit, after which it is scored: rungs of any reduction from 1.5 to 9."""
+
+
+def spec_of(name: str, storage: Path, **changes: Any) -> Spec:
+    """A bench data set with seven candidates of three families' weights."""
+    folder = storage / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in ROWS.items():
+        if not (folder / f"{split}.parquet").is_file():
+            table = pq.read_table(SHARED / "data" / "text_classification" / name / f"{split}.parquet")
+            chosen = np.sort(np.random.default_rng(0).permutation(len(table))[:count])
+            table = table.take(chosen).select(["text", "label_name"]).rename_columns(["text", "label"])
+            pq.write_table(table, folder / f"{split}.parquet")
+    recipe = {"epochs": 4, "max_length": 64}
+    three, stories = (str(SHARED / "models" / one) for one in ("paraphrase-minilm-l3-v2", "stories260k-llama"))
+    candidates = [
+        {"name": "minilm-l6", "model": WEIGHTS},
+        {"name": "minilm-l6-4", "model": WEIGHTS, "layers": 4},
+        {"name": "minilm-l6-2", "model": WEIGHTS, "layers": 2},
+        {"name": "minilm-l3", "model": three},
+        {"name": "minilm-l3-2", "model": three, "layers": 2},
+        {"name": "stories", "model": stories},
+        {"name": "stories-3", "model": stories, "layers": 3},
+    ]
+    spec: dict[str, Any] = {
+        "name": name,
+        "task": "text-classification",
+        "data": {split: str(folder / f"{split}.parquet") for split in ROWS},
+        "candidates": [{**one, "recipe": recipe} for one in candidates],
+        "score": "f1_macro",
+        "storage": str(storage / "runs"),
+    }
+    return spec_from({**spec, **changes})
+
+
+def works_of(prepared: Prepared, number: int, folder: Path) -> Iterator[Work]:
+    """Fits of all candidates with their recipe of that number."""
+    for place, (name, arm) in enumerate(prepared.arms.items()):
+        search = Search([arm], algorithm="random", seed=100 * place)
+        recipe = [search.ask() for _ in range(number + 1)][-1].recipe
+        work = prepared.work("final", name, recipe, number, folder)
+        yield replace(work, rungs=(*(round(share * work.budget) for share in SHARES), work.budget))
+
+
+def rank(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """Proxies and seconds of every candidate."""
+    rows, found = prepared.ranking_rows(), {}
+    rank_candidates(
+        prepared.candidates,
+        {one.name: prepared.spec.resources for one in prepared.candidates},
+        prepared.task.to_json(),
+        prepared.metric,
+        prepared.cache,
+        {
+            one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
+            for one in prepared.candidates
+        },
+        rows,
+        prepared.task.targets(prepared.dataset.train)[rows],
+        lambda one, scores, error, seconds: found.update({one.name: {"proxies": scores, "rank_seconds": seconds}}),
+    )
+    return found
+
+
+def record(name: str, number: int, storage: Path, until: float, console: Console) -> bool:
+    """Carry out fits of a data set that are not recorded yet; False where time ran out before all were."""
+    spec = spec_of(name, storage)
+    known = {(one["data"], one["key"]) for one in read()}
+    prepared = prepare(spec, console)
+    truth = prepared.task.targets(pq.read_table(spec.data.test))
+    left = [work for work in works_of(prepared, number, spec.folder) if (name, work.key) not in known]
+    if not left or time.monotonic() > until:
+        return not left
+    with connected() as cluster:
+        encode(prepared, cluster, console)
+
+        def ended(work: Work, facts: Any) -> None:
+            line: dict[str, Any] = {"data": name, "key": work.key, "candidate": work.pretrained.name}
+            line |= {"recipe": work.recipe.model_dump(exclude_defaults=True), "default": work.seed == 0}
+            line |= {"status": facts.status, "error": facts.error, "curve": facts.curve, "score": facts.score}
+            if facts.status == "done":
+                _, scores = read_predictions(predictions_folder(spec.folder, work.key) / "test.parquet")
+                line |= {
+                    "test": f1_score(truth, scores.argmax(1), average="macro"),
+                    "seconds": facts.seconds,
+                    "train_seconds": facts.measured["train_seconds"],
+                    "parameters": work.pretrained.parameters,
+                    "family": work.pretrained.family,
+                }
+            with RECORD.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            shutil.rmtree(work.checkpoint, ignore_errors=True)
+            console.print(f"{name}: {work.pretrained.name} {facts.status} {facts.score} {facts.seconds:.0f} s")
+
+        resources = {work.key: spec.resources for work in left}
+        fit_all(left, resources, at_a_time=2, scratch=spec.folder / ".ray", on_rung=lambda *_: None, on_end=ended)
+    return True
+
+
+def read(path: Path = RECORD) -> list[dict[str, Any]]:
+    """All fits that are recorded."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def main(seconds: float = 3600.0) -> None:
+    """Record until the time is over."""
+    storage = Path(gettempdir()) / "pmray-bench"
+    until, console = time.monotonic() + seconds, Console(stderr=True, highlight=False)
+    rounds = [(name, number) for number in range(RECIPES) for name in DATA_SETS]
+    left = [one for one in rounds if not record(*one, storage, until, console)]
+    console.print("all fits are recorded" if not left else "time is over; the same command goes on")
+
+
+if __name__ == "__main__":
+    main(*(float(one) for one in sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""The sweep against other ways to choose: ``python -m tests.bench.sweep [simulate|rank|peers]``.
+
+``simulate`` plays ways of choosing on the fits that ``tests.bench.curves`` has recorded: the rules are pmray's own
+functions, the scores and times are those of real fits, nothing is trained. ``rank`` measures pmray's ranking beside
+TransformerRanker on the same rows and candidates (it must be installed: ``pip install transformer-ranker``). ``peers``
+runs real searches: pmray, ``Trainer.hyperparameter_search`` with Ray and ASHA, and the documented pattern of Ray Train
+in Ray Tune, with the same recipes on the same rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pmray.distributed.cluster import connected
+from pmray.fitting import encode
+from pmray.preparation import prepare
+from pmray.selection.proxies import thin
+from pmray.selection.replay import Curve, play_promotion, play_stopping
+from tests.bench.curves import DATA_SETS, RECIPES, SHARES, rank, read, spec_of
+from tests.bench.sweep_peers import compare_ranking, compare_search
+
+ORDERS = 300
+"""Orders in which recipes are proposed; the same for all ways."""
+
+NOTES = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a way chose, and at which cost."""
+
+    test: float
+    seconds: float
+    """Of training and evaluation."""
+    examples: int
+
+
+Fits = Sequence[dict[str, Any]]
+
+
+def brute_force(fits: Fits, order: Sequence[int]) -> Choice:
+    """Every candidate with every recipe to its end; the best validation score wins."""
+    best = max(fits, key=lambda one: (one["score"], one["key"]))
+    return Choice(best["test"], sum(one["train_seconds"] for one in fits), sum(one["curve"][-1][0] for one in fits))
+
+
+def funnel(
+    kept: Sequence[str], shares: Sequence[float], *, pause: bool, reduction: float = 3, trials: int | None = None
+) -> Callable[[Fits, Sequence[int]], Choice]:
+    """pmray's way.
+
+    Args:
+        kept: Candidates that the ranking left.
+        shares: Of a whole fit, at which trials are compared.
+        pause: Bring all to a rung first, and then the best on, in place of deciding as each arrives.
+        reduction: Of halving.
+        trials: How many of the recipes are tried; all by default. Default recipes come first.
+    """
+
+    def play(fits: Fits, order: Sequence[int]) -> Choice:
+        chosen = [index for index in order if fits[index]["candidate"] in kept]
+        chosen.sort(key=lambda index: not fits[index]["default"])
+        chosen = chosen[:trials]
+        curves = [Curve(str(index), fits[index]["candidate"], dict(fits[index]["curve"])) for index in chosen]
+        rungs = [fits[chosen[0]]["curve"][SHARES.index(share)][0] for share in shares]
+        rule = play_promotion if pause else play_stopping
+        ended, left = rule(curves, rungs, reduction, np.arange(len(chosen)))
+        best = max((fits[chosen[place]] for place in ended), key=lambda one: (one["score"], one["key"]))
+        seen = {chosen[place]: curves[place].budget for place in ended}
+        seen |= {chosen[place]: rung for place, rung in left.items()}
+        return Choice(
+            best["test"],
+            sum(count / fits[index]["curve"][-1][0] * fits[index]["train_seconds"] for index, count in seen.items()),
+            sum(seen.values()),
+        )
+
+    return play
+
+
+def ranking(name: str, storage: Path) -> tuple[list[Any], float]:
+    """pmray's ranking of a data set's candidates, measured now, and its seconds."""
+    spec = spec_of(name, storage)
+    prepared = prepare(spec, NOTES)
+    with connected() as cluster:
+        encode(prepared, cluster, NOTES)
+        found = rank(prepared)
+    ranked = thin(
+        {name: one["proxies"] for name, one in found.items()},
+        {one.name: one.family for one in prepared.candidates},
+        {one.name: one.parameters for one in prepared.candidates},
+        keep=spec.search.keep_after_rank,
+    )
+    return ranked, sum(one["rank_seconds"] for one in found.values())
+
+
+def simulate(storage: Path) -> None:
+    """Regret and compute of ways of choosing, on recorded fits."""
+    console = Console(width=140)
+    record = [one for one in read() if one["status"] == "done"]
+    for name in DATA_SETS:
+        fits = [one for one in record if one["data"] == name]
+        if not fits:
+            continue
+        ranked, rank_seconds = ranking(name, storage)
+        everybody = [one.candidate for one in ranked]
+        kept = [one.candidate for one in ranked if one.kept]
+        ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {"brute force": brute_force}
+        early, late = (1 / 9, 1 / 3), (1 / 4, 1 / 3)
+        for who, names in (("", everybody), ("rank, ", kept)):
+            for rule, pause in (("stopping", False), ("waiting", True)):
+                for shares in (early, late):
+                    where = " and ".join(f"{share:.0%}" for share in shares)
+                    ways[f"{who}{rule} at {where}"] = funnel(names, shares, pause=pause)
+        half = len(kept) * RECIPES // 2
+        ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, pause=True, trials=half)
+        random = np.random.default_rng(0)
+        orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
+        whole = brute_force(fits, orders[0])
+        table = Table(
+            title=f"{name}: {len(fits)} fits of {len(everybody)} candidates, {whole.seconds:.0f} s of training; the "
+            f"ranking ({rank_seconds:.0f} s, counted) keeps {', '.join(kept)}",
+            title_justify="left",
+        )
+        for heading in ("way", "time", "examples", "test F1", "regret", "worst", "within 0.5 points"):
+            table.add_column(heading, justify="left" if heading == "way" else "right")
+        for way, play in ways.items():
+            found = [play(fits, order) for order in orders]
+            regrets = [100 * (whole.test - one.test) for one in found]
+            extra = rank_seconds if way.startswith("rank") else 0.0
+            table.add_row(
+                way,
+                f"{(np.mean([one.seconds for one in found]) + extra) / whole.seconds:.0%}",
+                f"{np.mean([one.examples for one in found]) / whole.examples:.0%}",
+                f"{np.mean([one.test for one in found]):.3f}",
+                f"{np.mean(regrets):+.2f}",
+                f"{max(regrets):+.2f}",
+                f"{np.mean([one <= 0.5 for one in regrets]):.0%}",
+            )
+        console.print(table)
+
+
+def main(*what: str) -> None:
+    """Measure what is asked for, or all."""
+    storage = Path(gettempdir()) / "pmray-bench"
+    known = {"simulate": simulate, "rank": compare_ranking, "peers": compare_search}
+    for name in what or known:
+        known[name](storage)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

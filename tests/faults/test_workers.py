@@ -21,12 +21,12 @@ pytestmark = pytest.mark.slow
 ROWS, EPOCHS = 160, 30
 
 
-def write_spec(folder: Path, **resources) -> Path:
+def write_spec(folder: Path, *, state_seconds: float = 0.5, **resources) -> Path:
     spec = tiny_spec(folder, resources=resources)
     spec["candidates"] = spec["candidates"][:1]
     # Long enough to be caught in the middle; scored seldom.
     spec["candidates"][0]["recipe"] |= {"epochs": EPOCHS, "precision": "fp32", "lr": 1e-3}
-    spec["search"] |= {"state_seconds": 0.5}
+    spec["search"] |= {"state_seconds": state_seconds}
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
@@ -81,9 +81,12 @@ def test_killed_workers_and_drivers_cost_what_came_after_the_latest_state(tmp_pa
     is_whole(tmp_path)
 
 
-def test_a_lost_node_leaves_an_elastic_fit_with_fewer_workers(tmp_path):
-    path = write_spec(tmp_path, workers=[1, 2])
+@pytest.mark.parametrize("announced", [False, True], ids=["killed", "announced"])
+def test_a_lost_node_leaves_an_elastic_fit_with_fewer_workers(tmp_path, announced):
+    # Where the loss is announced, the state is kept for that alone: none is due for an hour.
+    path = write_spec(tmp_path, workers=[1, 2], state_seconds=3600 if announced else 0.5)
     command = [sys.executable, str(Path(__file__).with_name("lose_a_node.py")), str(path)]
+    command += ["--announced"] if announced else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["nodes_left"] == 2

@@ -42,13 +42,13 @@ from pmray.scoring.ragged import flat
 from pmray.selection.budget import Spent
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
-from pmray.selection.failures import ATTEMPTS, PASSING, cause_of
+from pmray.selection.failures import ATTEMPTS, IN_A_ROW, PASSING, cause_of
 from pmray.selection.halving import finalists
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Agreement, Ranked
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried
-from pmray.selection.verdict import Contender, Verdict, decide
+from pmray.selection.verdict import Contender, Verdict, decide, gain_over_default
 from pmray.spec import Recipe, Spec, digest
 from pmray.storage import is_remote
 from pmray.tasks.base import Outcomes
@@ -357,6 +357,9 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             earlier=known_trials,
             over=lambda: over() is not None,
             pause=pause,
+            on_avoid=lambda host: console.print(
+                f"[yellow]{host} gets no more trials: it failed {IN_A_ROW} in a row that others ran well[/]"
+            ),
         )
     for key in ended_trials:
         run.discard_state(key)
@@ -487,17 +490,21 @@ def _decide(
             if one.candidate == name and one.recipe == outcomes[0].recipe and one.score is not None
         ]
         default = prepared.arms[name].default.model_dump()
-        defaults = [
-            one.score
+        curves = {
+            which: dict(one.curve)
             for one in swept
-            if one.candidate == name and one.status == "done" and one.recipe == default and one.score is not None
-        ]
+            if one.candidate == name and one.curve
+            for which, recipe in (("default", default), ("chosen", outcomes[0].recipe))
+            if one.recipe == recipe
+        }
+        default_score, gain = gain_over_default(curves.get("chosen", {}), curves.get("default", {}))
         contenders.append(
             Contender(
                 name=name,
                 outcomes=[_test_outcomes(run, one, labels) for one in outcomes],
                 search_score=max(searched, default=None),
-                default_score=max(defaults, default=None),
+                default_score=default_score,
+                search_gain=gain,
                 validation_score=float(np.mean([one.score for one in outcomes])),
                 latency_ms=float(np.median([one.facts["latency_ms"] for one in outcomes])),
                 parameters=int(outcomes[0].facts["parameters"]),

@@ -116,7 +116,7 @@ def compared_at(longest: int, count: int, reduction: float, warmup: float) -> li
     """Rungs before the end: at 1/reduction, 1/reduction² … of the longest trial, but none within twice the warm-up.
 
     Before that most scores are those of the majority class, and halving would pick by chance: in recorded fits it lost
-    up to 23 points (tests/bench/RESULTS.md).
+    a point of F1 that later rungs did not (tests/bench/RESULTS.md).
 
     Args:
         longest: Examples of the longest trial.

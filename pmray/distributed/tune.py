@@ -102,7 +102,7 @@ def run_trials(
             # The searcher says when it is at its end; it hands out a trial once for each rung, and after failures.
             num_samples=-1,
             max_concurrent_trials=at_a_time,
-            # An actor is reused whatever the next trial asks for, so only where all ask for the same.
+            # Only where all ask for the same: an idle actor would hold what others wait for.
             reuse_actors=alike,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -448,7 +448,8 @@ class _News(_Driver, tune.Callback):
         self.proposals.avoid |= bad
         may_pass = False
         if cause != "none":
-            mine = [one for one in self.attempts if one.trial == work.key]
+            # Waiting at a rung is no failure, and does not count.
+            mine = [one for one in self.attempts if one.trial == work.key and not one.well]
             decision = after_end(cause, mine, _hosts_for(self.resources[work.pretrained.name]) - self.proposals.avoid)
             if isinstance(decision, Again):
                 self.troubles.setdefault(work.key, []).append((facts.error or "").strip()[-500:])

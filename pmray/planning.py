@@ -15,6 +15,7 @@ from pmray.data.encode import encode_table
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.preparation import Prepared
 from pmray.report.progress import people
+from pmray.selection.halving import most_waiting
 from pmray.spec import Log, Range, Spec, Uniform
 from pmray.training.hardware import fastest_precision
 from pmray.training.model import Pretrained
@@ -69,7 +70,7 @@ class Plan:
     examples: int
     """Seen in training, over all trials and fits, if halving stops none."""
     disk_bytes: int
-    """At most at one time: encoded data, finalists' weights, bundle."""
+    """At most at one time: encoded data, states of trials that wait at a rung, finalists' weights, bundle."""
     seconds: float
     """Roughly and at most: halving stops trials early."""
 
@@ -104,6 +105,10 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
     sweep_seconds = spec.search.trials * sum(slowest) / len(slowest)
     fits = finalists * spec.search.seeds
     final_seconds = spec.search.seeds * sum(slowest[:finalists])
+    largest = max(one.parameters for one in planned)
+    # Of trials that wait at a rung: weights, the best of them so far, and the optimizer's two moments.
+    waits = spec.search.pause and spec.search.stop and spec.search.rungs
+    states = 16 * largest * most_waiting(spec.search.trials, len(planned), spec.search.reduction) if waits else 0
     rows = {name: len(getattr(prepared.dataset, name)) for name in ("train", "validation", "test")}
     weights = sum(sorted((4 * one.parameters for one in planned), reverse=True)[:finalists]) * spec.search.seeds
     encoded = (
@@ -125,7 +130,7 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
         cpus=cluster.cpus,
         gpus=cluster.gpus,
         examples=round((spec.search.trials + fits) * prepared.rungs[-1]),
-        disk_bytes=weights + encoded + 4 * max(one.parameters for one in planned),
+        disk_bytes=weights + encoded + 4 * largest + states,
         seconds=(sweep_seconds + final_seconds) / parallel,
     )
 

@@ -21,6 +21,7 @@ from pmray.errors import CandidateUnavailable, NoVerdict, SpecError
 from pmray.report.progress import steps
 from pmray.selection.halving import compared_at
 from pmray.selection.ledger import Outcome, Stage, outcome_key
+from pmray.selection.published import refuse_before_download
 from pmray.selection.search import Arm
 from pmray.spec import Candidate, Choice, Recipe, Spec
 from pmray.tasks.base import Task
@@ -243,6 +244,7 @@ def _locate_all(spec: Spec, task: Task, console: Console, strict: bool) -> tuple
     with steps(console, "finding candidates", len(spec.candidates)) as advance:
         for candidate in spec.candidates:
             try:
+                refuse_before_download(candidate, spec.decide)
                 one = locate(candidate)
                 check_processor(task, one)
                 check_rules(one, spec.decide)

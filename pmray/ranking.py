@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from pmray.distributed.cluster import Capacity, at_a_time
-from pmray.distributed.tune import rank_candidates
+from pmray.distributed.rank import rank_candidates
 from pmray.errors import NoVerdict
 from pmray.preparation import Prepared
 from pmray.report.console import rank_table

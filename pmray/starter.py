@@ -115,6 +115,8 @@ search:
   keep_after_rank: 0.5             # share of the candidates that is fine-tuned (at least three)
   finalists: 3                     # compared on the test rows...
   seeds: 3                         # ...with this many fits each
+  # until_sure: true               # start no trial once the leaders can hardly change any more
+  # experience: on                 # learn from earlier runs in `storage`, and for later ones
   # hours: 2                       # start no new trial after this
 
 decide:

@@ -42,13 +42,13 @@ from pmray.scoring.ragged import flat
 from pmray.selection.budget import Spent
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
-from pmray.selection.failures import ATTEMPTS, PASSING, cause_of
-from pmray.selection.halving import finalists
+from pmray.selection.failures import ATTEMPTS, IN_A_ROW, PASSING, cause_of
+from pmray.selection.halving import Reached, finalists, most_waiting, out_of_reach
 from pmray.selection.ledger import Outcome, latest, outcome_of
 from pmray.selection.proxies import Agreement, Ranked
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried
-from pmray.selection.verdict import Contender, Verdict, decide
+from pmray.selection.verdict import Contender, Verdict, decide, gain_over_default
 from pmray.spec import Recipe, Spec, digest
 from pmray.storage import is_remote
 from pmray.tasks.base import Outcomes
@@ -296,7 +296,8 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
     spent = Spent.of(run.ledger.settled("sweep").values(), resources)
     known_trials = current_trials(prepared, run, kept)
     ended_trials = {one.key: one for one in known_trials}
-    pause = _may_pause(prepared, console)
+    pause = _may_pause(prepared, len(kept), console)
+    without_state: set[str] = set()
     started = time.time()
 
     def over() -> str | None:
@@ -327,12 +328,27 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         def ended(work: Work, facts: Facts, may_pass: bool) -> None:
             outcome = outcome_of(work, facts, "sweep", may_pass=may_pass)
             run.ledger.append(outcome)
-            if outcome.status != "stopped":
-                # One that was stopped may go on.
-                run.discard_state(work.key)
             spent.add(outcome, resources)
             ended_trials[outcome.key] = outcome
+            if outcome.status != "stopped":
+                run.discard_state(work.key)
+            drop_states(outcome.candidate)
             board.end(work.key, outcome)
+
+        def drop_states(candidate: str) -> None:
+            """Delete states that a trial has put out of reach: its own, or those of others of its candidate."""
+            reached = [
+                Reached(one.key, one.candidate, dict(one.curve), one.status == "stopped")
+                for one in ended_trials.values()
+                if one.curve
+            ]
+            total = max(spec.search.trials, len(reached))
+            mine = [one for one in reached if one.candidate == candidate and one.waits]
+            for one in mine:
+                lost = out_of_reach(one, reached, prepared.rungs, total, spec.search.reduction)
+                if lost and one.trial not in without_state:
+                    without_state.add(one.trial)
+                    run.discard_state(one.trial)
 
         def begun(work: Work) -> None:
             if work.key in board.rows and board.rows[work.key].status != "running":
@@ -357,6 +373,9 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             earlier=known_trials,
             over=lambda: over() is not None,
             pause=pause,
+            on_avoid=lambda host: console.print(
+                f"[yellow]{host} gets no more trials: it failed {IN_A_ROW} in a row that others ran well[/]"
+            ),
         )
     for key in ended_trials:
         run.discard_state(key)
@@ -365,19 +384,20 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
         console.print(f"[yellow]the sweep ended early: {reason}[/]")
 
 
-def _may_pause(prepared: Prepared, console: Console) -> bool:
+def _may_pause(prepared: Prepared, candidates: int, console: Console) -> bool:
     """Whether trials wait at their rungs: the spec says so, and the states of all of them find room on the disk."""
     search = prepared.spec.search
     if not (search.pause and search.stop and prepared.keep_states and search.rungs):
         return False
     largest = max(one.parameters for one in prepared.candidates)
     # Weights, their best so far, and the optimizer's two moments, in fp32.
-    states = 16 * largest * search.trials
+    count = most_waiting(search.trials, candidates, search.reduction)
+    states = 16 * largest * count
     free = shutil.disk_usage(prepared.cache).free
     room = min(free // 2, free if search.max_disk is None else search.max_disk)
     if states > room:
         console.print(
-            f"[yellow]trials do not wait at rungs: the states of {search.trials} would take {states / 1e9:.1f} GB, and "
+            f"[yellow]trials do not wait at rungs: the states of {count} would take {states / 1e9:.1f} GB, and "
             f"there are {room / 1e9:.1f} GB for them; each is decided about as it arrives[/]"
         )
     return states <= room
@@ -487,17 +507,21 @@ def _decide(
             if one.candidate == name and one.recipe == outcomes[0].recipe and one.score is not None
         ]
         default = prepared.arms[name].default.model_dump()
-        defaults = [
-            one.score
+        curves = {
+            which: dict(one.curve)
             for one in swept
-            if one.candidate == name and one.status == "done" and one.recipe == default and one.score is not None
-        ]
+            if one.candidate == name and one.curve
+            for which, recipe in (("default", default), ("chosen", outcomes[0].recipe))
+            if one.recipe == recipe
+        }
+        default_score, gain = gain_over_default(curves.get("chosen", {}), curves.get("default", {}))
         contenders.append(
             Contender(
                 name=name,
                 outcomes=[_test_outcomes(run, one, labels) for one in outcomes],
                 search_score=max(searched, default=None),
-                default_score=max(defaults, default=None),
+                default_score=default_score,
+                search_gain=gain,
                 validation_score=float(np.mean([one.score for one in outcomes])),
                 latency_ms=float(np.median([one.facts["latency_ms"] for one in outcomes])),
                 parameters=int(outcomes[0].facts["parameters"]),

@@ -1,8 +1,9 @@
-"""Rank and sweep on a Ray cluster: carries out what ``pmray.selection`` decides."""
+"""The trials of a sweep on a Ray cluster: carries out what ``pmray.selection`` decides."""
 
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -10,89 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pmray.distributed.cluster import avoided_nodes, elsewhere
+from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity, elsewhere
 from pmray.distributed.train import FAILURES, failure_of, scaling
-from pmray.selection import proxies
 from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
-from pmray.selection.features import look
 from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
 from pmray.selection.ledger import Outcome
 from pmray.selection.search import Asking, Proposal, Tried
 from pmray.spec import Recipe, Resources
 from pmray.training.loop import Rung
-from pmray.training.model import Pretrained
 from pmray.training.state import State, StateFile, open_state
-from pmray.training.trial import Facts, Work, carry_out, open_task
-
-
-def rank_candidates(
-    candidates: Sequence[Pretrained],
-    resources: Mapping[str, Resources],
-    settings: Mapping[str, Any],
-    metric: str,
-    cache: str,
-    encodings: Mapping[str, str],
-    rows: NDArray[np.int64],
-    targets: NDArray[Any],
-    on_end: Callable[[Pretrained, dict[str, float] | None, proxies.Cost | None, str | None, float], None],
-) -> None:
-    """Score frozen candidates on the same training rows, in parallel.
-
-    Args:
-        candidates: Who.
-        resources: Candidate -> CPUs and GPUs of its task.
-        settings: ``task.to_json()``.
-        metric: Name of the deciding metric.
-        cache: Folder (or URL) of encoded data.
-        encodings: Candidate -> key of its encoded data.
-        rows: Positions of the training rows.
-        targets: Their labels.
-        on_end: Called with (candidate, proxies, cost of a row, error, seconds) as each one ends.
-    """
-    shared = ray.put((rows, targets))
-    running = {}
-    for one in candidates:
-        demand = resources[one.name]
-        task = _rank_one.options(
-            num_cpus=demand.cpus_per_worker, num_gpus=demand.gpus_per_worker, label_selector=elsewhere()
-        )
-        running[task.remote(one, settings, metric, cache, encodings[one.name], shared)] = one
-    while running:
-        done, _ = ray.wait(list(running), num_returns=1)
-        one = running.pop(done[0])
-        try:
-            scores, cost, seconds = ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            on_end(one, None, None, f"{type(error.cause).__name__}: {error.cause}".strip()[-500:], 0.0)
-        except ray.exceptions.RayError as error:
-            on_end(one, None, None, f"{type(error).__name__}: {str(error).strip()[:300]}", 0.0)
-        else:
-            on_end(one, scores, cost, None, seconds)
-
-
-@ray.remote(max_retries=1)
-def _rank_one(
-    one: Pretrained,
-    settings: Mapping[str, Any],
-    metric: str,
-    cache: str,
-    encoding: str,
-    shared: tuple[NDArray[np.int64], NDArray[Any]],
-) -> tuple[dict[str, float], proxies.Cost, float]:
-    started = time.perf_counter()
-    rows, targets = shared
-    seen = look(one, settings, cache, encoding, rows)
-    scores = proxies.judge(seen.features, targets, open_task(settings), metric, seen.source)
-    return scores, proxies.Cost(seen.latency_ms, seen.memory_bytes), time.perf_counter() - started
+from pmray.training.trial import Facts, Work, carry_out
 
 
 def run_trials(
@@ -111,6 +46,7 @@ def run_trials(
     earlier: Iterable[Outcome] = (),
     over: Callable[[], bool] = lambda: False,
     pause: bool = False,
+    on_avoid: Callable[[str], None] = lambda host: None,
 ) -> None:
     """Run a sweep as one Tune run over (candidate, recipe).
 
@@ -133,6 +69,7 @@ def run_trials(
         over: Whether a budget is used up, so that none that waits goes on either.
         pause: Whether trials of one worker wait at each rung until all have arrived, and the best then go on; otherwise
             each is decided about as it arrives, as those of several workers are in any case.
+        on_avoid: Called with the name of a host that gets no more trials.
     """
     proposals = _Proposals(search, make_work, trials, enough, over, earlier, reduction if pause else math.inf)
     if proposals.at_end():
@@ -145,13 +82,13 @@ def run_trials(
         if name in nested:
             # The worker group asks for its own resources; this process only waits for it, and takes no part of a CPU,
             # which the group may need whole. A placement group must hold something: one byte.
-            return placed({"memory": 1})
+            return placed({"memory": 1}, config["without"])
         bundle = {"CPU": resources[name].cpus_per_worker}
         if resources[name].gpus_per_worker:
             bundle["GPU"] = resources[name].gpus_per_worker
         return placed(bundle, config["without"])
 
-    def placed(bundle: dict[str, float], without: Sequence[str] = ()) -> tune.PlacementGroupFactory:
+    def placed(bundle: dict[str, float], without: Sequence[str]) -> tune.PlacementGroupFactory:
         # Actors are reused for the same demand only: a trial that avoids a host gets none that lives there.
         there = elsewhere(without)
         return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [there]} if there else {}))
@@ -165,14 +102,14 @@ def run_trials(
             # The searcher says when it is at its end; it hands out a trial once for each rung, and after failures.
             num_samples=-1,
             max_concurrent_trials=at_a_time,
-            # An actor is reused whatever the next trial asks for, so only where all ask for the same.
+            # Only where all ask for the same: an idle actor would hold what others wait for.
             reuse_actors=alike,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
-            callbacks=[_News(proposals, resources, on_start, on_rung, on_end, earlier)],
+            callbacks=[_News(proposals, resources, on_start, on_rung, on_end, earlier, on_avoid)],
             verbose=0,
         ),
     )
@@ -447,8 +384,9 @@ class _News(_Driver, tune.Callback):
         on_rung: Callable[[Work, Rung], None],
         on_end: Callable[[Work, Facts, bool], None],
         earlier: Iterable[Outcome] = (),
+        on_avoid: Callable[[str], None] = lambda host: None,
     ) -> None:
-        self.proposals, self.resources = proposals, resources
+        self.proposals, self.resources, self.on_avoid = proposals, resources, on_avoid
         self.on_start, self.on_rung, self.on_end = on_start, on_rung, on_end
         self.curves: dict[str, list[Rung]] = {}
         self.started: dict[str, float] = {}
@@ -502,10 +440,16 @@ class _News(_Driver, tune.Callback):
         work, host = self.proposals.works[trial_id], self.hosts.get(trial_id)
         cause = cause_of(facts.status, facts.error)
         self.attempts.append(Attempt(work.key, host.node if host else "", cause == "none"))
-        self.proposals.avoid = avoided(self.attempts)
+        bad = avoided(self.attempts)
+        for node in bad - self.proposals.avoid:
+            # Finalists' fits, too, then stay away from it.
+            os.environ[AVOIDED] = ",".join(sorted({*avoided_nodes(), node}))
+            self.on_avoid(next(one.name for one in self.hosts.values() if one.node == node))
+        self.proposals.avoid |= bad
         may_pass = False
         if cause != "none":
-            mine = [one for one in self.attempts if one.trial == work.key]
+            # Waiting at a rung is no failure, and does not count.
+            mine = [one for one in self.attempts if one.trial == work.key and not one.well]
             decision = after_end(cause, mine, _hosts_for(self.resources[work.pretrained.name]) - self.proposals.avoid)
             if isinstance(decision, Again):
                 self.troubles.setdefault(work.key, []).append((facts.error or "").strip()[-500:])
@@ -539,9 +483,5 @@ class _News(_Driver, tune.Callback):
 def _hosts_for(demand: Resources) -> set[str]:
     """Nodes that could hold a worker."""
     return {
-        node["NodeID"]
-        for node in ray.nodes()
-        if node["Alive"]
-        and node["Resources"].get("CPU", 0) >= demand.cpus_per_worker
-        and node["Resources"].get("GPU", 0) >= demand.gpus_per_worker
+        one.id for one in capacity().each if one.cpus >= demand.cpus_per_worker and one.gpus >= demand.gpus_per_worker
     }

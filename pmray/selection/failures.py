@@ -96,7 +96,7 @@ def after_end(cause: Cause, attempts: Sequence[Attempt], hosts: Collection[str])
 
     Args:
         cause: Of this end.
-        attempts: Its starts so far, this one last.
+        attempts: Its starts that failed so far, this one last.
         hosts: Where it could run, those where it has run included.
     """
     here = frozenset(one.host for one in attempts)

@@ -112,11 +112,36 @@ def promoted(trials: Sequence[Reached], rungs: Sequence[int], *, reduction: floa
     return going
 
 
+def out_of_reach(one: Reached, trials: Sequence[Reached], rungs: Sequence[int], total: int, reduction: float) -> bool:
+    """Whether a trial that waits cannot be among those that go on, whoever is still to arrive: its state can go.
+
+    Args:
+        one: The trial.
+        trials: All that have reached a rung so far.
+        rungs: Examples at which trials are compared, rising.
+        total: How many trials there will be at most.
+        reduction: One in this many goes on.
+
+    >>> field = [Reached(name, "bert", {9: score}, True) for name, score in (("a", 0.9), ("b", 0.8), ("c", 0.7))]
+    >>> [out_of_reach(one, field, [9], total=6, reduction=3) for one in field]
+    [False, False, True]
+    """
+    rung = max(one.curve)
+    better = [other for other in trials if other.curve.get(rung, -math.inf) > one.curve[rung]]
+    protected = rung == rungs[0] and all(other.candidate != one.candidate for other in better)
+    return len(better) >= math.ceil(total / reduction) and not protected
+
+
+def most_waiting(trials: int, candidates: int, reduction: float) -> int:
+    """How many trials wait at most that are not out of reach, but for equal scores: places, and one a candidate."""
+    return min(trials, math.ceil(trials / reduction) + candidates)
+
+
 def compared_at(longest: int, count: int, reduction: float, warmup: float) -> list[int]:
     """Rungs before the end: at 1/reduction, 1/reduction² … of the longest trial, but none within twice the warm-up.
 
     Before that most scores are those of the majority class, and halving would pick by chance: in recorded fits it lost
-    up to 23 points (tests/bench/RESULTS.md).
+    a point of F1 that later rungs did not (tests/bench/RESULTS.md).
 
     Args:
         longest: Examples of the longest trial.

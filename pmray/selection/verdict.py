@@ -47,7 +47,9 @@ class Contender:
     search_score: float | None = None
     """Validation score with which it won its place among the finalists."""
     default_score: float | None = None
-    """Validation score of its default recipe, where that went to its end too."""
+    """Validation score of its default recipe, as far as that went."""
+    search_gain: float | None = None
+    """Validation score of its recipe minus that of the default one, at equal examples seen."""
     validation_score: float | None = None
     """Mean validation score of its fits."""
     latency_ms: float = 0.0
@@ -71,6 +73,7 @@ class Line:
     seeds: int
     search_score: float | None
     default_score: float | None
+    search_gain: float | None
     validation_score: float | None
     latency_ms: float
     parameters: int
@@ -184,6 +187,7 @@ def decide(
             seeds=len(one.outcomes),
             search_score=one.search_score,
             default_score=one.default_score,
+            search_gain=one.search_gain,
             validation_score=one.validation_score,
             latency_ms=one.latency_ms,
             parameters=one.parameters,
@@ -395,12 +399,11 @@ def _words(
             f"The search promised {winner.search_score:.3f} on validation, {100 * abs(gap):.1f} points "
             f"{'more' if gap > 0 else 'less'} than the test shows."
         )
-    if winner.search_score is not None and winner.default_score is not None:
-        found_more = winner.search_score - winner.default_score
+    if winner.search_gain is not None and winner.default_score is not None:
         words.append(
-            f"The search added {100 * found_more:.1f} points on validation to the default recipe's "
-            f"{winner.default_score:.3f}, part of which is the luck of the best of several."
-            if found_more > 0
+            f"The search added {100 * winner.search_gain:.1f} points on validation to the default recipe's "
+            f"{winner.default_score:.3f} at equal examples seen, part of which is the luck of the best of several."
+            if winner.search_gain > 0
             else "The search found no better recipe than the default one."
         )
     if clusters is not None:
@@ -453,6 +456,27 @@ def _what_more_would_tell(
             )
         )
     return words
+
+
+def gain_over_default(chosen: Mapping[int, float], default: Mapping[int, float]) -> tuple[float | None, float | None]:
+    """The default recipe's best score, and how much better the chosen one did, as far as both went.
+
+    Args:
+        chosen: Examples -> validation score of the chosen recipe's trial.
+        default: The same of the default recipe's.
+
+    >>> gain_over_default({100: 0.5, 300: 0.75, 900: 0.9}, {100: 0.25, 300: 0.5})
+    (0.5, 0.25)
+    >>> gain_over_default({100: 0.5}, {})
+    (None, None)
+    """
+    common = set(chosen) & set(default)
+    if not common:
+        return None, None
+    best, ours = (
+        max(score for examples, score in curve.items() if examples <= max(common)) for curve in (default, chosen)
+    )
+    return best, ours - best
 
 
 def rows_to_tell(rows: int, difference: float, low: float, high: float) -> int | None:

@@ -1,13 +1,13 @@
 """Brute force, recorded once: every candidate with every recipe, to its end, on several data sets.
 
-``python -m tests.bench.curves [SECONDS]`` goes on where it stopped, for at most so long, and writes ``curves.jsonl``
-beside this file: of each fit the validation score after every so many examples, the score on the test rows, and what it
-took. ``tests.bench.sweep`` plays ways of choosing on it, so that each needs no training of its own.
+``python -m tests.bench.curves [SECONDS]`` goes on where it stopped, for at most so long, and writes a ledger for each
+data set into ``fits/`` beside this file: of each fit the validation score after every so many examples, the score on
+the test rows, and what it took. ``tests.bench.sweep`` plays ways of choosing on them, so that none needs training of
+its own, and so does ``pmray replay tests/bench/fits/*.jsonl``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -25,17 +25,18 @@ from sklearn.metrics import f1_score
 
 from pmray.demo.story import WEIGHTS
 from pmray.distributed.cluster import connected
+from pmray.distributed.rank import rank_candidates
 from pmray.distributed.train import fit_all
-from pmray.distributed.tune import rank_candidates
 from pmray.fitting import encode
 from pmray.preparation import Prepared, prepare
+from pmray.selection.ledger import Ledger, Outcome, outcome_of, read_ledger
 from pmray.selection.search import Search
 from pmray.spec import Spec
 from pmray.spec_file import spec_from
-from pmray.training.trial import Work, predictions_folder, read_predictions, recipe_length
+from pmray.training.trial import Facts, Work, predictions_folder, read_predictions, recipe_length
 
 SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))
-RECORD = Path(__file__).parent / "curves.jsonl"
+RECORD = Path(__file__).parent / "fits"
 DATA_SETS = ("sst2", "trec6", "sms_spam")
 ROWS = {"train": 600, "validation": 300, "test": 1000}
 RECIPES = 4
@@ -93,14 +94,16 @@ def rank(prepared: Prepared) -> dict[str, dict[str, Any]]:
         {one.name: prepared.spec.resources for one in prepared.candidates},
         prepared.task.to_json(),
         prepared.metric,
-        prepared.cache,
+        prepared.spec.location(prepared.cache),
         {
             one.name: prepared.encodings[one.name, recipe_length(prepared.arms[one.name].default, one)]
             for one in prepared.candidates
         },
         rows,
         prepared.task.targets(prepared.dataset.train)[rows],
-        lambda one, scores, error, seconds: found.update({one.name: {"proxies": scores, "rank_seconds": seconds}}),
+        lambda one, scores, cost, error, seconds: found.update(
+            {one.name: {"proxies": scores, "rank_seconds": seconds}}
+        ),
     )
     return found
 
@@ -108,30 +111,25 @@ def rank(prepared: Prepared) -> dict[str, dict[str, Any]]:
 def record(name: str, number: int, storage: Path, until: float, console: Console) -> bool:
     """Carry out fits of a data set that are not recorded yet; False where time ran out before all were."""
     spec = spec_of(name, storage)
-    known = {(one["data"], one["key"]) for one in read()}
+    known = {one.key for one in read(name)}
     prepared = prepare(spec, console)
     truth = prepared.task.targets(pq.read_table(spec.data.test))
-    left = [work for work in works_of(prepared, number, spec.folder) if (name, work.key) not in known]
+    left = [work for work in works_of(prepared, number, spec.folder) if work.key not in known]
     if not left or time.monotonic() > until:
         return not left
     with connected() as cluster:
         encode(prepared, cluster, console)
 
-        def ended(work: Work, facts: Any) -> None:
-            line: dict[str, Any] = {"data": name, "key": work.key, "candidate": work.pretrained.name}
-            line |= {"recipe": work.recipe.model_dump(exclude_defaults=True), "default": work.seed == 0}
-            line |= {"status": facts.status, "error": facts.error, "curve": facts.curve, "score": facts.score}
+        def ended(work: Work, facts: Facts) -> None:
+            outcome = outcome_of(work, facts, "sweep")
+            told = {
+                name: outcome.facts[name] for name in ("family", "budget", "train_seconds") if name in outcome.facts
+            }
             if facts.status == "done":
                 _, scores = read_predictions(predictions_folder(spec.folder, work.key) / "test.parquet")
-                line |= {
-                    "test": f1_score(truth, scores.argmax(1), average="macro"),
-                    "seconds": facts.seconds,
-                    "train_seconds": facts.measured["train_seconds"],
-                    "parameters": work.pretrained.parameters,
-                    "family": work.pretrained.family,
-                }
-            with RECORD.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                told["test"] = f1_score(truth, scores.argmax(1), average="macro")
+            told["default"] = number == 0
+            Ledger(RECORD / f"{name}.jsonl").append(replace(outcome, facts=told))
             shutil.rmtree(work.checkpoint, ignore_errors=True)
             console.print(f"{name}: {work.pretrained.name} {facts.status} {facts.score} {facts.seconds:.0f} s")
 
@@ -140,9 +138,9 @@ def record(name: str, number: int, storage: Path, until: float, console: Console
     return True
 
 
-def read(path: Path = RECORD) -> list[dict[str, Any]]:
-    """All fits that are recorded."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def read(name: str) -> list[Outcome]:
+    """The fits of a data set that are recorded."""
+    return [one for one in read_ledger(RECORD / f"{name}.jsonl") if one.status == "done"]
 
 
 def main(seconds: float = 3600.0) -> None:

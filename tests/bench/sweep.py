@@ -23,6 +23,7 @@ from rich.table import Table
 from pmray.distributed.cluster import connected
 from pmray.fitting import encode
 from pmray.preparation import prepare
+from pmray.selection.ledger import Outcome
 from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
 from tests.bench.curves import DATA_SETS, RECIPES, SHARES, rank, read, spec_of
@@ -44,13 +45,20 @@ class Choice:
     examples: int
 
 
-Fits = Sequence[dict[str, Any]]
+Fits = Sequence[Outcome]
 
 
-def brute_force(fits: Fits, order: Sequence[int]) -> Choice:
+def brute_force(fits: Fits) -> Choice:
     """Every candidate with every recipe to its end; the best validation score wins."""
-    best = max(fits, key=lambda one: (one["score"], one["key"]))
-    return Choice(best["test"], sum(one["train_seconds"] for one in fits), sum(one["curve"][-1][0] for one in fits))
+    best = max(fits, key=_by_score)
+    return Choice(
+        best.facts["test"], sum(one.facts["train_seconds"] for one in fits), sum(one.examples for one in fits)
+    )
+
+
+def _by_score(one: Outcome) -> tuple[float, str]:
+    assert one.score is not None
+    return one.score, one.key
 
 
 def funnel(
@@ -67,19 +75,19 @@ def funnel(
     """
 
     def play(fits: Fits, order: Sequence[int]) -> Choice:
-        chosen = [index for index in order if fits[index]["candidate"] in kept]
-        chosen.sort(key=lambda index: not fits[index]["default"])
+        chosen = [index for index in order if fits[index].candidate in kept]
+        chosen.sort(key=lambda index: not fits[index].facts["default"])
         chosen = chosen[:trials]
-        curves = [Curve(str(index), fits[index]["candidate"], dict(fits[index]["curve"])) for index in chosen]
-        rungs = [fits[chosen[0]]["curve"][SHARES.index(share)][0] for share in shares]
+        curves = [Curve(str(index), fits[index].candidate, dict(fits[index].curve)) for index in chosen]
+        rungs = [fits[chosen[0]].curve[SHARES.index(share)][0] for share in shares]
         rule = play_promotion if pause else play_stopping
         ended, left = rule(curves, rungs, reduction, np.arange(len(chosen)))
-        best = max((fits[chosen[place]] for place in ended), key=lambda one: (one["score"], one["key"]))
+        best = max((fits[chosen[place]] for place in ended), key=_by_score)
         seen = {chosen[place]: curves[place].budget for place in ended}
         seen |= {chosen[place]: rung for place, rung in left.items()}
         return Choice(
-            best["test"],
-            sum(count / fits[index]["curve"][-1][0] * fits[index]["train_seconds"] for index, count in seen.items()),
+            best.facts["test"],
+            sum(count / fits[index].examples * fits[index].facts["train_seconds"] for index, count in seen.items()),
             sum(seen.values()),
         )
 
@@ -105,15 +113,16 @@ def ranking(name: str, storage: Path) -> tuple[list[Any], float]:
 def simulate(storage: Path) -> None:
     """Regret and compute of ways of choosing, on recorded fits."""
     console = Console(width=140)
-    record = [one for one in read() if one["status"] == "done"]
     for name in DATA_SETS:
-        fits = [one for one in record if one["data"] == name]
+        fits = read(name)
         if not fits:
             continue
         ranked, rank_seconds = ranking(name, storage)
         everybody = [one.candidate for one in ranked]
         kept = [one.candidate for one in ranked if one.kept]
-        ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {"brute force": brute_force}
+        ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {
+            "brute force": lambda fits, order: brute_force(fits)
+        }
         early, late = (1 / 9, 1 / 3), (1 / 4, 1 / 3)
         for who, names in (("", everybody), ("rank, ", kept)):
             for rule, pause in (("stopping", False), ("waiting", True)):
@@ -124,7 +133,7 @@ def simulate(storage: Path) -> None:
         ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, pause=True, trials=half)
         random = np.random.default_rng(0)
         orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
-        whole = brute_force(fits, orders[0])
+        whole = brute_force(fits)
         table = Table(
             title=f"{name}: {len(fits)} fits of {len(everybody)} candidates, {whole.seconds:.0f} s of training; the "
             f"ranking ({rank_seconds:.0f} s, counted) keeps {', '.join(kept)}",
@@ -149,9 +158,12 @@ def simulate(storage: Path) -> None:
 
 
 def main(*what: str) -> None:
-    """Measure what is asked for, or all."""
+    """Measure what is asked for, or all; ``peers`` may be followed by those that are to run."""
     storage = Path(gettempdir()) / "pmray-bench"
     known = {"simulate": simulate, "rank": compare_ranking, "peers": compare_search}
+    if what[:1] == ("peers",):
+        compare_search(storage, *what[1:])
+        return
     for name in what or known:
         known[name](storage)
 

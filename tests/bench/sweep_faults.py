@@ -32,8 +32,9 @@ FOLDER = "PMRAY_BENCH_FOLDER"
 SHARE = "PMRAY_BENCH_FAILURES"
 """Part of all trials and fits that are made to fail."""
 KILLS = 10
-TRIALS = 16
+TRIALS = 10
 MANY = 500
+EPOCHS = 8
 CONSOLE = Console(width=140, highlight=False)
 
 
@@ -82,7 +83,7 @@ def prepare_worker() -> None:
 
 def write_spec(folder: Path, **search: Any) -> Path:
     spec = tiny_spec(folder)
-    recipe = {**RECIPE, "epochs": 12}
+    recipe = {**RECIPE, "epochs": EPOCHS}
     spec["candidates"] = [{**one, "recipe": recipe} for one in spec["candidates"]]
     spec["candidates"].append(
         {"model": str(tiny_model(folder / "bert")), "name": "bert-1", "layers": 1, "recipe": recipe, "space": SPACE}
@@ -133,7 +134,7 @@ def failures() -> None:
         with TemporaryDirectory() as name:
             folder = Path(name)
             run = start(write_spec(folder, algorithm="random"), folder / "notes", share)
-            out, err = run.communicate(timeout=500)
+            out, err = run.communicate()
             if run.returncode:
                 CONSOLE.print(err[-3000:])
             verdict = json.loads((folder / "runs" / "tiny" / "verdict.json").read_text())
@@ -182,13 +183,12 @@ def kills() -> None:
         done = {one["key"]: one for one in outcomes(folder / "killed") if one["stage"] in ("sweep", "final")}
         trained = {path.stem: path.stat().st_size for path in (folder / "killed" / "notes").glob("*.examples")}
         repeated = {key: count - done[key]["examples"] for key, count in trained.items() if key in done}
-        rung = 160 * 12 // 9
+        longest = 160 * EPOCHS
         CONSOLE.print(
-            f"{ended} kills; {sum(max(0, one) for one in repeated.values()):,} of "
-            f"{sum(trained.values()):,} examples trained twice, at most "
-            f"{max(repeated.values(), default=0):,} of one fit of up to {160 * 12:,} (first rung at {rung}); winner "
-            f"{again['winner']}, without kills {verdict['winner']}; scores equal: "
-            f"{[one['score'] for one in again['lines']] == [one['score'] for one in verdict['lines']]}"
+            f"{ended} kills; {sum(max(0, one) for one in repeated.values()):,} of {sum(trained.values()):,} examples "
+            f"trained twice, at most {max(repeated.values(), default=0):,} of one fit of up to {longest:,} (rungs at "
+            f"{longest // 5} and {longest // 3}); winner {again['winner']}, without kills {verdict['winner']}; scores "
+            f"equal: {[one['score'] for one in again['lines']] == [one['score'] for one in verdict['lines']]}"
         )
 
 

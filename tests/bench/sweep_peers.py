@@ -32,8 +32,9 @@ NOTES = Console(stderr=True, highlight=False)
 BODIES = ("minilm-l6", "minilm-l3", "stories")
 """Candidates that TransformerRanker can open too: it knows no first layers of a model."""
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
-BATCHES = (16, 32)
+BATCHES = (32,)
 EPOCHS = 2
+RECIPES = [Recipe(epochs=EPOCHS, max_length=64, lr=rate, batch_size=batch) for rate in RATES for batch in BATCHES]
 
 
 def texts(path: str | Path) -> tuple[list[str], np.ndarray]:
@@ -45,16 +46,12 @@ def texts(path: str | Path) -> tuple[list[str], np.ndarray]:
 def compare_ranking(storage: Path) -> None:
     """Seconds a candidate, and agreement with fine-tuning, of both rankings; and of each proxy on all candidates."""
     console = Console(width=140)
-    record = [one for one in read() if one["status"] == "done"]
     table = Table(title="Ranking: seconds a candidate, models opened; agreement with the best test F1 of fine-tuning")
     for heading in ("data", "candidates", "way", "s/candidate", "x", "Spearman", "weighted tau"):
         table.add_column(heading, justify="left" if heading in ("data", "way") else "right")
 
     def line(data: str, count: int, way: str, seconds: float, than: float, scores: dict[str, float]) -> None:
-        best = {
-            name: max(one["test"] for one in record if one["data"] == data and one["candidate"] == name)
-            for name in scores
-        }
+        best = {name: max(one.facts["test"] for one in read(data) if one.candidate == name) for name in scores}
         said, found = [scores[name] for name in scores], [best[name] for name in scores]
         table.add_row(
             data,
@@ -82,7 +79,7 @@ def compare_ranking(storage: Path) -> None:
             ours = rank(again)
             ours_seconds = (time.perf_counter() - started) / len(BODIES)
             everybody = rank(whole)
-        if not any(one["data"] == name for one in record):
+        if not read(name):
             continue
         if theirs:
             line(name, len(BODIES), "TransformerRanker, H-score", theirs_seconds, 0, theirs)
@@ -119,35 +116,26 @@ def transformer_ranker(spec: Spec, folders: dict[str, str]) -> tuple[dict[str, f
     return scores, (time.perf_counter() - started) / len(folders)
 
 
-def compare_search(storage: Path) -> None:
-    """Seconds from nothing to a best recipe of MiniLM-L6 among eight, with their best validation F1."""
+def compare_search(storage: Path, *ways: str) -> None:
+    """Seconds from nothing to a best recipe of MiniLM-L6 among six, with their best validation F1."""
     console = Console(width=140)
     changes = {"candidates": [{"name": "minilm-l6", "model": WEIGHTS, "recipe": {"epochs": EPOCHS, "max_length": 64}}]}
-    table = Table(
-        title=f"Eight recipes of MiniLM-L6, {EPOCHS} epochs of sst2's bench rows, two at a time, halving by ASHA"
-    )
+    table = Table(title=f"{len(RECIPES)} recipes of MiniLM-L6, {EPOCHS} epochs of sst2's bench rows, two at a time")
     for heading in ("way", "seconds", "x", "best validation F1", "beyond training, s a trial"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
+    known = {"pmray": with_pmray, "trainer": with_trainer, "nested": with_nested}
     lines = {}
-    for name, search in (
-        ("pmray", with_pmray),
-        ("Trainer.hyperparameter_search", with_trainer),
-        ("Ray Train in Ray Tune", with_nested),
-    ):
+    for name in ways or known:
         with TemporaryDirectory() as folder:
             spec = spec_of("sst2", Path(folder), **changes)
             started = time.perf_counter()
-            best, beyond = search(spec)
+            best, beyond = known[name](spec)
             lines[name] = time.perf_counter() - started, best, beyond
-        NOTES.print(name, lines[name])
+    first = next(iter(lines.values()))[0]
     for name, (seconds, best, beyond) in lines.items():
         told = "" if beyond is None else f"{beyond:.1f}"
-        table.add_row(name, f"{seconds:.0f}", f"{seconds / lines['pmray'][0]:.1f}", f"{best:.3f}", told)
+        table.add_row(name, f"{seconds:.0f}", f"{seconds / first:.1f}", f"{best:.3f}", told)
     console.print(table)
-
-
-def recipes(spec: Spec) -> list[Recipe]:
-    return [Recipe(epochs=EPOCHS, max_length=64, lr=rate, batch_size=batch) for rate in RATES for batch in BATCHES]
 
 
 class Listed:
@@ -165,6 +153,9 @@ class Listed:
     def tell(self, number: int, score: float | None) -> None:
         """The list is what it is."""
 
+    def learn(self, one: Any) -> None:
+        """See ``tell``."""
+
 
 def with_pmray(spec: Spec) -> tuple[float, float | None]:
     prepared = prepare(spec, NOTES)
@@ -172,10 +163,12 @@ def with_pmray(spec: Spec) -> tuple[float, float | None]:
     with connected() as cluster:
         encode(prepared, cluster, NOTES)
         run_trials(
-            Listed(recipes(spec)),
-            lambda proposal: prepared.work("sweep", proposal.candidate, proposal.recipe, 0),
+            Listed(list(RECIPES)),
+            lambda proposal: prepared.work(
+                "sweep", proposal.candidate, proposal.recipe, 0, states=spec.folder / "states"
+            ),
             {"minilm-l6": spec.resources},
-            trials=len(recipes(spec)),
+            trials=len(RECIPES),
             at_a_time=2,
             reduction=spec.search.reduction,
             enough=lambda: False,
@@ -183,12 +176,13 @@ def with_pmray(spec: Spec) -> tuple[float, float | None]:
             on_start=lambda work: None,
             on_rung=lambda work, rung: None,
             on_end=lambda work, facts, may_pass: ended.append(facts),
+            pause=True,
         )
     return max(one.score for one in ended), None
 
 
-def with_nested(spec: Spec, trials: int = 4) -> tuple[float, float | None]:
-    """The pattern of Ray's guide: a Tune function that fits a TorchTrainer; of four trials, and scaled to eight."""
+def with_nested(spec: Spec, trials: int = 3) -> tuple[float, float | None]:
+    """The pattern of Ray's guide: a Tune function that fits a TorchTrainer; some of the recipes, each to its end."""
     import ray
     from ray import tune
     from ray.train import RunConfig, ScalingConfig
@@ -196,7 +190,7 @@ def with_nested(spec: Spec, trials: int = 4) -> tuple[float, float | None]:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     prepared = prepare(spec, NOTES)
-    works = [prepared.work("sweep", "minilm-l6", recipe, 0) for recipe in recipes(spec)[:trials]]
+    works = [prepared.work("sweep", "minilm-l6", recipe, 0) for recipe in RECIPES[:trials]]
     storage = str(spec.folder / ".ray")
 
     def train(config: dict[str, Any]) -> None:
@@ -223,7 +217,7 @@ def with_nested(spec: Spec, trials: int = 4) -> tuple[float, float | None]:
         seconds = time.perf_counter() - started
     results = [one.metrics for one in found]
     busy = sum(one["seconds"] for one in results) / 2
-    return max(one["score"] for one in results), 2 * (seconds - busy) / trials
+    return max(one["score"] for one in results), (seconds - busy) * 2 / trials
 
 
 def with_trainer(spec: Spec) -> tuple[float, float | None]:

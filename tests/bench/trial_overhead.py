@@ -24,7 +24,7 @@ from pmray.spec import Spec
 from pmray.spec_file import spec_from
 
 TRIALS = 8
-LIMIT = 0.5
+LIMIT = 0.3
 """Seconds an additional trial may cost."""
 
 

@@ -17,6 +17,7 @@ from pmray import workflow
 from pmray.bundle import open_bundle
 from pmray.data.images import decode, to_base64
 from pmray.distributed import train
+from pmray.distributed.cluster import AVOIDED, avoided_nodes
 from pmray.errors import ClusterError, NoVerdict
 from pmray.selection.ledger import latest, read_ledger
 from pmray.serving.scorer import Scorer
@@ -233,9 +234,11 @@ def test_a_host_that_fails_what_others_run_gets_no_more_trials(monkeypatch):
     from pmray.distributed.tune import Host
     from pmray.training.trial import Facts
 
-    monkeypatch.setattr(
-        ray, "nodes", lambda: [{"NodeID": one, "Alive": True, "Resources": {"CPU": 2.0}} for one in ("bad", "good")]
-    )
+    monkeypatch.setenv(AVOIDED, "")
+    nodes = [
+        {"NodeID": one, "NodeManagerAddress": one, "Alive": True, "Resources": {"CPU": 2.0}} for one in ("bad", "good")
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     _, proposals, news, ended = driver_of([f"t{number}" for number in range(5)])
 
     def run(name):
@@ -256,6 +259,7 @@ def test_a_host_that_fails_what_others_run_gets_no_more_trials(monkeypatch):
     assert [facts.status for _, facts, _ in ended] == ["done"] * 5
     assert "too old" in ended[0][1].measured["retried_after"][0]
     assert proposals.avoid == {"bad"}
+    assert avoided_nodes() == ("bad",), "finalists' fits stay away from it too"
 
 
 def test_trials_wait_at_a_rung_until_all_have_arrived_and_the_best_go_on():
@@ -273,7 +277,8 @@ def test_trials_wait_at_a_rung_until_all_have_arrived_and_the_best_go_on():
         trial = SimpleNamespace(trial_id=name, last_result={})
         news.on_trial_start(0, [], trial)
         news.on_trial_result(0, [], trial, {"host": Host("n", "n")})
-        trial.last_result = {"facts": Facts(status, score, examples, ((examples, score),), 1.0)}
+        curve, error = (((examples, score),), None) if examples else ((), "loss is nan; use a lower lr")
+        trial.last_result = {"facts": Facts(status, score, examples, curve, 1.0, error=error)}
         news.on_trial_complete(0, [], trial)
 
     for name, score in scores.items():

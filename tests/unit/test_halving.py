@@ -1,5 +1,7 @@
 """Who goes on at a rung, and who is re-fitted."""
 
+import random
+
 import pytest
 
 from pmray.selection.halving import (
@@ -10,6 +12,8 @@ from pmray.selection.halving import (
     compared_at,
     finalists,
     halve,
+    most_waiting,
+    out_of_reach,
     promoted,
 )
 from pmray.selection.ledger import Outcome
@@ -110,6 +114,30 @@ def test_the_best_of_each_candidate_goes_on_from_the_first_rung_and_equals_toget
     assert promoted(field, [10, 30], reduction=4) == ["1", "3"]
     assert promoted([reached(str(n), "a", 0.3) for n in range(4)], [10], reduction=4) == ["0", "1", "2", "3"]
     assert promoted([], [], reduction=3) == []
+
+
+def test_what_cannot_go_on_whoever_arrives_needs_no_state():
+    field = [reached(str(n), "a", n / 10) for n in range(5)]
+    out = [out_of_reach(one, field, [10, 30], total=6, reduction=3) for one in field]
+    assert out == [True, True, True, False, False], "two of six go on"
+    assert not any(out_of_reach(one, field, [10, 30], total=30, reduction=3) for one in field)
+    alone = reached("x", "b", 0.0)
+    assert not out_of_reach(alone, [*field, alone], [10, 30], total=6, reduction=3), "the best of its candidate"
+    late = reached("y", "b", 0.0, 0.1)
+    others = [reached(str(n), "a", 0.5, 0.5) for n in range(2)]
+    assert out_of_reach(late, [*others, late], [10, 30], total=6, reduction=3), "at the second rung nobody is protected"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_goes_on_in_the_end_was_never_out_of_reach(seed):
+    draw = random.Random(seed)
+    total, field = 15, []
+    gone = set()
+    for number in range(total):
+        field.append(reached(str(number), draw.choice("abc"), round(draw.random(), 1)))
+        gone |= {one.trial for one in field if out_of_reach(one, field, [10, 30], total, 3)}
+        assert len(field) - len(gone) <= most_waiting(total, 3, 3) + 3, "equal scores apart"
+    assert not gone & set(promoted(field, [10, 30], reduction=3))
 
 
 def test_no_rung_lies_within_the_warm_up():

@@ -105,7 +105,8 @@ def test_few_rows_a_class_are_said_to_make_a_bad_interval():
     ],
 )
 def test_the_words_say_what_the_search_added(default, said):
-    words = " ".join(decided(contender("a", 0.9, search_score=0.93, default_score=default)).words)
+    gain = None if default is None else 0.93 - default
+    words = " ".join(decided(contender("a", 0.9, default_score=default, search_gain=gain)).words)
     assert ("default" in words) == (said is not None)
     assert said is None or said in words
 

@@ -313,7 +313,7 @@ class Ingress:
             max_rows=settings.max_batch_rows,
             max_tokens=settings.max_batch_tokens,
             max_wait_s=settings.max_wait_s,
-            eager=2 * low,
+            eager=low,
             most=2 * high,
             rate=rate * low,
             told=told,
@@ -392,8 +392,8 @@ def application(arguments: Arguments) -> serve.Application:
         else {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 1.5}}
     )
     compute = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
-    # A new version starts beside the old one. A broken bundle stays broken.
-    common = {"max_surge_percent": 100, "max_constructor_retry_count": 1}
+    # A broken bundle stays broken.
+    common = {"max_constructor_retry_count": 1}
     model = None
     if settings.separate:
         options = {"ray_actor_options": compute, "max_ongoing_requests": 4, **scale, **common}
@@ -403,7 +403,14 @@ def application(arguments: Arguments) -> serve.Application:
     # Who is to be refused is refused by the batcher, which knows how long the wait is. This only bounds memory.
     ongoing = max(256, 16 * settings.max_batch_rows)
     return Ingress.options(  # type: ignore[attr-defined]
-        ray_actor_options=compute, max_ongoing_requests=ongoing, max_queued_requests=ongoing, **scale, **common
+        ray_actor_options=compute,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,
+        # Another one speaks HTTP before this one ends. Not so the model's: where the machine is full, there would
+        # never be room for it, and requests wait in the ingress until it has started again.
+        max_surge_percent=100 if settings.separate else 0,
+        **scale,
+        **common,
     ).bind(plain, model)
 
 

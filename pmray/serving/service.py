@@ -40,7 +40,27 @@ class Answered:
 class Service:
     """One version of one model: reads rows, asks the model in batches, writes answers."""
 
-    def __init__(self, name: str, version: str, reader: Reader, batcher: Batcher, *, max_rows: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        reader: Reader,
+        batcher: Batcher,
+        *,
+        max_rows: int,
+        serving: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make one.
+
+        Args:
+            name: Of the model, as it is served.
+            version: In the registry, or ``-``.
+            reader: Reads rows, writes answers.
+            batcher: Asks the model.
+            max_rows: Rows that are read at a time.
+            serving: What was found out about the model on this machine, for ``/v1/model``.
+        """
+        self.serving = serving or {}
         self.name, self.version, self.reader, self.batcher, self.max_rows = name, version, reader, batcher, max_rows
         self.task, self.bundle = reader.task, reader.bundle
 

@@ -342,9 +342,10 @@ def test_the_fastest_precision_that_keeps_the_golden_rows_is_served(bundle):
 
     assert choose([Tried("fp32", 0.0, 100.0), Tried("bf16", 0.004, 105.0)], 0.01) == "fp32"
     assert choose([Tried("fp32", 0.02, 100.0), Tried("bf16", 0.5, 105.0)], 0.01) is None
-    weights, tried = open_weights(open_bundle(bundle), "fp32", 0.01)
-    assert (weights.precision, len(tried)) == ("fp32", 1)
-    weights, _ = open_weights(open_bundle(bundle), "bf16", 0.5)
+    chosen = open_weights(open_bundle(bundle), "fp32", 0.01)
+    assert (chosen.precision, len(chosen.tried)) == ("fp32", 1)
+    assert chosen.rows_per_second > 0
+    weights = open_weights(open_bundle(bundle), "bf16", 0.5).weights
     assert str(next(weights.model.parameters()).dtype) == "torch.bfloat16"
     golden = weights.bundle.golden()
     inputs = weights.task.encode(golden, weights.task.processor(str(bundle)), 32)

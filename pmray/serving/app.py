@@ -384,12 +384,17 @@ class Ingress:
             await asyncio.sleep(seconds)
 
 
-def application(arguments: Arguments) -> serve.Application:
+def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
     """Make the Serve application; ``import_path: pmray.serving.app:application`` of a Serve config.
 
     Args:
-        arguments: ``args`` of the config.
+        arguments: ``args`` of the config, with the keys of ``Arguments``.
+
+    Raises:
+        ValidationError: A key or value that does not exist.
     """
+    # Serve would make the object itself, but cannot see through annotations that are text.
+    arguments = Arguments.model_validate(arguments)
     settings = arguments.serve
     plain = arguments.model_dump(mode="json")
     low, high = replicas_of(settings)

@@ -100,6 +100,25 @@ def served(reference: str, registry: str | None) -> Served:
     return Served(name, reference, folder, version)
 
 
+def all_served(references: Sequence[str], registry: str | None) -> dict[str, Served]:
+    """Find several models, name -> model.
+
+    Raises:
+        SpecError: Two have the same name.
+        DataError, RegistryError: As ``served``.
+    """
+    found: dict[str, Served] = {}
+    for reference in references:
+        one = served(reference, registry)
+        if one.name in found:
+            raise SpecError(
+                f"{found[one.name].reference} and {reference} are both called {one.name!r}, and a name leads to one "
+                "model; serve them as two endpoints."
+            )
+        found[one.name] = one
+    return found
+
+
 def _follows(one: Served) -> bool:
     """Whether another version may take its place: it was asked for by a name, without a version."""
     return one.version != "-" and "/" not in one.reference
@@ -152,7 +171,7 @@ class Ingress:
         check_access(self.settings.host, self.keys, no_auth=self.arguments.no_auth)
         self.model = model
         self.metrics = ServingMetrics()
-        self.known = {one.name: one for one in (served(name, self.arguments.registry) for name in self.arguments.model)}
+        self.known = all_served(self.arguments.model, self.arguments.registry)
         self.first = next(iter(self.known))
         self.services: dict[str, Service] = {}
         self.opening = asyncio.Lock()
@@ -505,7 +524,7 @@ def deploy(
     settings = serve_spec or Serve()
     models = [model] if isinstance(model, str) else list(model)
     check_access(settings.host, Keys(os.environ), no_auth=no_auth)
-    found = [served(one, registry) for one in models]
+    found = all_served(models, registry).values()
     # Processes of Ray have other working folders.
     models = [str(one.folder) if one.version == "-" else one.reference for one in found]
     port = settings.port or haproxy.free_port(settings.host)

@@ -175,6 +175,8 @@ def test_a_model_compared_with_itself_is_a_tie(bundle, rows):
 def test_what_cannot_be_served_is_one_clear_error(bundle, endpoint, tmp_path):
     with pytest.raises(EndpointError, match="cannot listen on"):
         pmray.deploy(str(bundle), serve_spec=pmray.Serve(port=int(endpoint.url.rsplit(":", 1)[1])))
+    with pytest.raises(SpecError, match="both called 'tiny'"):
+        pmray.deploy([str(bundle), str(bundle)])
     with pytest.raises(SpecError, match="--no-auth"):
         pmray.deploy(str(bundle), serve_spec=pmray.Serve(host="0.0.0.0"))
     with pytest.raises(DataError, match="not a pmray bundle"):

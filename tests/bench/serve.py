@@ -254,8 +254,9 @@ def main() -> None:
         lines.append((name, found))
         console.print(lines[-1])
     table = Table(
-        "way", "1 connection p50", f"{CONNECTIONS}: requests/s", "p50", "p99", f"rows/s of {ROWS} a request", "fill"
-    )
+        "way", "1 connection p50", f"{CONNECTIONS}: requests/s", "p50", "p99", f"rows/s of {ROWS} a request", "fill",
+        "CPU ms a row",
+    )  # fmt: skip
     for name, found in lines:
         if "64" not in found:
             shown = [f"{found[key]:.1f}" if key in found else "" for key in ("single_ms", "rows_per_second", "cpu_ms")]

@@ -200,6 +200,15 @@ def test_evaluation_of_rows_and_of_files_equals_the_one_offline(app, bundle, tmp
             assert_close(found[part], offline[part], part)
 
 
+def test_fields_that_cannot_be_sliced_by_do_no_harm(app):
+    fields = {"x": 10**30, "y": [1], "z": {"a": 1}, "row_id": 3, "w": None}
+    rows = [{**row, **fields, "mixed": [1, "a"][n % 2]} for n, row in enumerate(tiny_rows(70))]
+    reply = one(app, "POST", "/v1/evaluate?slices=auto", json={"rows": rows})
+    assert reply.json()["rows"] == 70
+    for by in (*fields, "mixed", "nothing"):
+        assert one(app, "POST", f"/v1/evaluate?by={by}", json={"rows": rows}).status_code == 422
+
+
 def test_columns_of_a_file_may_have_other_names(app):
     body = b"message,topic\ngood phone,positive\nbad case,negative\n"
     path, kind = "/v1/evaluate?column=text=message&column=label=topic", {"content-type": "text/csv"}

@@ -43,9 +43,9 @@ from pmray.serving.http import build_http
 from pmray.serving.keys import KEYS, Keys
 from pmray.serving.live import Scorekeeper, build_router, plain_router
 from pmray.serving.metrics import ServingMetrics
-from pmray.serving.precision import open_weights
+from pmray.serving.precision import Chosen, open_weights
 from pmray.serving.recording import Recorder
-from pmray.serving.scorer import Reader, Weights, golden_problem
+from pmray.serving.scorer import Reader, golden_problem
 from pmray.serving.service import Service
 from pmray.spec import Section, Serve
 
@@ -100,6 +100,25 @@ def served(reference: str, registry: str | None) -> Served:
     return Served(name, reference, folder, version)
 
 
+def all_served(references: Sequence[str], registry: str | None) -> dict[str, Served]:
+    """Find several models, name -> model.
+
+    Raises:
+        SpecError: Two have the same name.
+        DataError, RegistryError: As ``served``.
+    """
+    found: dict[str, Served] = {}
+    for reference in references:
+        one = served(reference, registry)
+        if one.name in found:
+            raise SpecError(
+                f"{found[one.name].reference} and {reference} are both called {one.name!r}, and a name leads to one "
+                "model; serve them as two endpoints."
+            )
+        found[one.name] = one
+    return found
+
+
 def _follows(one: Served) -> bool:
     """Whether another version may take its place: it was asked for by a name, without a version."""
     return one.version != "-" and "/" not in one.reference
@@ -121,21 +140,21 @@ def _model_class(models_at_a_time: int) -> type:
             self.first = {str(first.folder): _open_weights(str(first.folder), self.arguments.serve)}
 
         @serve.multiplexed(max_num_models_per_replica=models_at_a_time)
-        async def weights(self, folder: str) -> tuple[Weights, float]:
-            """The weights of a bundle, and their rows per second; those used longest ago make room."""
+        async def weights(self, folder: str) -> Chosen:
+            """The weights of a bundle; those used longest ago make room."""
             if folder in self.first:
                 return self.first.pop(folder)
             return await asyncio.to_thread(_open_weights, folder, self.arguments.serve)
 
-        async def prepare(self, folder: str) -> float:
-            """Open a bundle's weights, warm; returns rows per second of a batch."""
-            rate: float = (await self.weights(folder))[1]
-            return rate
+        async def prepare(self, folder: str) -> tuple[float, dict[str, Any]]:
+            """Open a bundle's weights, warm; returns rows per second of a batch, and what was measured."""
+            chosen: Chosen = await self.weights(folder)
+            return chosen.rows_per_second, chosen.to_json()
 
         async def scores(self, folder: str, inputs: pa.Table) -> NDArray[Any]:
             """Score vectors of model inputs, shape (rows, labels) or ragged, in their order."""
-            weights, _ = await self.weights(folder)
-            return await asyncio.get_running_loop().run_in_executor(self.thread, weights.scores, inputs)
+            chosen: Chosen = await self.weights(folder)
+            return await asyncio.get_running_loop().run_in_executor(self.thread, chosen.weights.scores, inputs)
 
     return Model
 
@@ -152,11 +171,11 @@ class Ingress:
         check_access(self.settings.host, self.keys, no_auth=self.arguments.no_auth)
         self.model = model
         self.metrics = ServingMetrics()
-        self.known = {one.name: one for one in (served(name, self.arguments.registry) for name in self.arguments.model)}
+        self.known = all_served(self.arguments.model, self.arguments.registry)
         self.first = next(iter(self.known))
         self.services: dict[str, Service] = {}
         self.opening = asyncio.Lock()
-        self.local: dict[str, Weights] = {}
+        self.local: dict[str, Chosen] = {}
         self.thread = ThreadPoolExecutor(1)
         self.challengers: dict[str, Service] = {}
         """Name of a model -> the version that is compared with the one that is served."""
@@ -265,6 +284,9 @@ class Ingress:
         example = (await service.predict(service.task.row_schema()["examples"])).body
         if before := self.services.get(one.name):
             self.metrics.info.remove(before.name, before.version)
+            if before.bundle.folder != one.folder:
+                # Not yet: it still answers what it was asked.
+                asyncio.get_running_loop().call_later(self.settings.timeout_s, self._close, str(before.bundle.folder))
         self.services[one.name], self.known[one.name] = service, one
         self.metrics.info.labels(one.name, one.version).set(1)
         if one.name == self.first:
@@ -273,15 +295,20 @@ class Ingress:
                 recorder=self.recorder, routers=self.routers, example=example,
             )  # fmt: skip
 
+    def _close(self, folder: str) -> None:
+        """Let go of a version's weights, unless it is served again. Processes of the model do so by themselves."""
+        used = (*self.services.values(), *self.challengers.values())
+        if folder not in {str(one.bundle.folder) for one in used}:
+            self.local.pop(folder, None)
+
     async def _service(self, one: Served) -> Service:
         folder = str(one.folder)
         bundle = await asyncio.to_thread(open_bundle, folder)
         processor = await asyncio.to_thread(bundle.task.processor, folder)
-        rate = await self._prepare(folder)
+        rate, measured = await self._prepare(folder)
         reader = Reader(bundle, processor, max_characters=self.settings.max_characters)
-        return Service(
-            one.name, one.version, reader, self._batcher(one.name, folder, rate), max_rows=self.settings.max_rows
-        )
+        batcher = self._batcher(one.name, folder, rate)
+        return Service(one.name, one.version, reader, batcher, max_rows=self.settings.max_rows, serving=measured)
 
     def _scorekeeper(self) -> Scorekeeper | None:
         live = self.settings.live
@@ -313,27 +340,27 @@ class Ingress:
             max_rows=settings.max_batch_rows,
             max_tokens=settings.max_batch_tokens,
             max_wait_s=settings.max_wait_s,
-            eager=2 * low,
+            eager=low,
             most=2 * high,
             rate=rate * low,
             told=told,
         )
 
-    async def _prepare(self, folder: str) -> float:
-        """Let every process of the model open a bundle; rows per second of one of them."""
+    async def _prepare(self, folder: str) -> tuple[float, dict[str, Any]]:
+        """Let every process of the model open a bundle; rows per second of one of them, and what was measured."""
         if self.model is None:
-            weights = await asyncio.to_thread(_open_weights, folder, self.settings)
-            self.local[folder] = weights[0]
-            return weights[1]
-        rate = float(await self._asked("prepare", folder))
+            chosen = await asyncio.to_thread(_open_weights, folder, self.settings)
+            self.local[folder] = chosen
+            return chosen.rows_per_second, chosen.to_json()
+        rate, measured = await self._asked("prepare", folder)
         if folder != str(self.known[self.first].folder):
             # All others too, before the first request comes.
             await self.model.broadcast("prepare", folder).results_async(return_exceptions=True)
-        return rate
+        return rate, measured
 
     async def _scores(self, folder: str, inputs: pa.Table) -> NDArray[Any]:
         if self.model is None:
-            run = self.local[folder].scores
+            run = self.local[folder].weights.scores
             return await asyncio.get_running_loop().run_in_executor(self.thread, run, inputs)
         scores: NDArray[Any] = await self._asked("scores", folder, inputs)
         return scores
@@ -376,12 +403,17 @@ class Ingress:
             await asyncio.sleep(seconds)
 
 
-def application(arguments: Arguments) -> serve.Application:
+def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
     """Make the Serve application; ``import_path: pmray.serving.app:application`` of a Serve config.
 
     Args:
-        arguments: ``args`` of the config.
+        arguments: ``args`` of the config, with the keys of ``Arguments``.
+
+    Raises:
+        ValidationError: A key or value that does not exist.
     """
+    # Serve would make the object itself, but cannot see through annotations that are text.
+    arguments = Arguments.model_validate(arguments)
     settings = arguments.serve
     plain = arguments.model_dump(mode="json")
     low, high = replicas_of(settings)
@@ -392,8 +424,8 @@ def application(arguments: Arguments) -> serve.Application:
         else {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 1.5}}
     )
     compute = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
-    # A new version starts beside the old one. A broken bundle stays broken.
-    common = {"max_surge_percent": 100, "max_constructor_retry_count": 1}
+    # A broken bundle stays broken.
+    common = {"max_constructor_retry_count": 1}
     model = None
     if settings.separate:
         options = {"ray_actor_options": compute, "max_ongoing_requests": 4, **scale, **common}
@@ -403,7 +435,14 @@ def application(arguments: Arguments) -> serve.Application:
     # Who is to be refused is refused by the batcher, which knows how long the wait is. This only bounds memory.
     ongoing = max(256, 16 * settings.max_batch_rows)
     return Ingress.options(  # type: ignore[attr-defined]
-        ray_actor_options=compute, max_ongoing_requests=ongoing, max_queued_requests=ongoing, **scale, **common
+        ray_actor_options=compute,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,
+        # Another one speaks HTTP before this one ends. Not so the model's: where the machine is full, there would
+        # never be room for it, and requests wait in the ingress until it has started again.
+        max_surge_percent=100 if settings.separate else 0,
+        **scale,
+        **common,
     ).bind(plain, model)
 
 
@@ -485,7 +524,7 @@ def deploy(
     settings = serve_spec or Serve()
     models = [model] if isinstance(model, str) else list(model)
     check_access(settings.host, Keys(os.environ), no_auth=no_auth)
-    found = [served(one, registry) for one in models]
+    found = all_served(models, registry).values()
     # Processes of Ray have other working folders.
     models = [str(one.folder) if one.version == "-" else one.reference for one in found]
     port = settings.port or haproxy.free_port(settings.host)
@@ -517,11 +556,8 @@ def deploy(
     return Deployed(url, stack)
 
 
-def _open_weights(folder: str, settings: Serve) -> tuple[Weights, float]:
-    """Open a bundle's weights, warm; and rows per second of a batch."""
-    weights, tried = open_weights(open_bundle(folder), settings.precision, settings.max_difference)
-    log.info("%s is served in %s: %s", folder, weights.precision, ", ".join(map(str, tried)))
-    return weights, next(one.rows_per_second for one in tried if one.precision == weights.precision)
+def _open_weights(folder: str, settings: Serve) -> Chosen:
+    return open_weights(open_bundle(folder), settings.precision, settings.max_difference)
 
 
 def _use_cpus() -> None:

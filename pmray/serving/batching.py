@@ -105,7 +105,7 @@ class Batcher:
         max_rows: int,
         max_tokens: int,
         max_wait_s: float,
-        eager: int = 2,
+        eager: int = 1,
         most: int = 2,
         rate: float | None = None,
         told: Callable[[int, int, float], None] = lambda rows, tokens, seconds: None,
@@ -117,9 +117,9 @@ class Batcher:
             max_rows: Rows of a batch.
             max_tokens: Tokens of a batch.
             max_wait_s: Longest time that a request may be expected to wait.
-            eager: Batches under way while which another one is begun, however small: two for each replica of the
-                model, so that one is there when the other is done.
-            most: Batches under way while which a full one is begun: autoscaling then sees that more is wanted.
+            eager: So many batches are begun however small they are: one for each process of the model.
+            most: So many are begun when they are full: one then waits at each process while it computes another, and
+                autoscaling sees that more is wanted.
             rate: Rows per second of full batches, where it is known already.
             told: Called after each batch with its rows, tokens and seconds.
         """

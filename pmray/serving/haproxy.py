@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import signal
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from pmray.errors import EndpointError
 
 INSIDE = ("frontend prometheus", "listen stats")
 """Sections of the configuration that are for this machine alone."""
+
+PORTS = range(20_000, 30_000)
+"""Systems take ports of outgoing connections from above these: 32,768 on Linux, 49,152 elsewhere; Serve's replicas
+listen on 30,000 and above."""
 
 PR_SET_PDEATHSIG = 1
 """See prctl(2)."""
@@ -48,10 +56,12 @@ def settings() -> dict[str, str]:
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, and that no outgoing connection will take before it is used."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise EndpointError(f"no port of {host} between {PORTS.start} and {PORTS.stop} is free; name one with --port")
 
 
 def kept_inside(configuration: str) -> str:

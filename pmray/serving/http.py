@@ -207,6 +207,7 @@ def _facts(service: Service, limits: Limits) -> dict[str, Any]:
         "version": service.version,
         "fields": list(service.task.inputs),
         "max_rows": limits.max_rows,
+        "serving": dict(service.serving),
         "settings": dict(service.bundle.settings),
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,24 @@ class Tried:
     """Of a batch, the fastest of a few."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A bundle's weights in one precision, and why."""
+
+    weights: Weights
+    precision: str
+    tried: Sequence[Tried]
+
+    @property
+    def rows_per_second(self) -> float:
+        """Of a batch, on this machine."""
+        return next(one.rows_per_second for one in self.tried if one.precision == self.precision)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was measured, as plain values."""
+        return {"precision": self.precision, "measured": [asdict(one) for one in self.tried]}
+
+
 def choose(tried: Sequence[Tried], max_difference: float) -> str | None:
     """The fastest of those that differ little enough, or None; fp32 when another is not clearly faster.
 
@@ -49,7 +68,7 @@ def choose(tried: Sequence[Tried], max_difference: float) -> str | None:
     return best.precision if best.rows_per_second > 1.1 * plain.rows_per_second else plain.precision
 
 
-def open_weights(bundle: Bundle, precision: str, max_difference: float) -> tuple[Weights, list[Tried]]:
+def open_weights(bundle: Bundle, precision: str, max_difference: float) -> Chosen:
     """Open a bundle's weights in the precision that suits this machine, warm, with what was measured.
 
     Args:
@@ -81,8 +100,7 @@ def open_weights(bundle: Bundle, precision: str, max_difference: float) -> tuple
         # What went through bf16 has lost digits: read it again.
         weights.model = bundle.open_model()[0].to(device)
         weights.model.to(KINDS[chosen])
-    weights.precision = chosen
-    return weights, tried
+    return Chosen(weights, chosen, tried)
 
 
 def _tried(weights: Weights, kind: str, inputs: pa.Table, golden: pa.Table) -> Tried:

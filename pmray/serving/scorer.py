@@ -99,7 +99,6 @@ class Weights:
 
     def __init__(self, bundle: Bundle, model: torch.nn.Module, pad: int) -> None:
         self.bundle, self.task, self.model, self.pad = bundle, bundle.task, model, pad
-        self.precision = "fp32"
 
     def scores(self, inputs: pa.Table) -> NDArray[Any]:
         """Score vectors of model inputs, shape (rows, labels) or ragged, in their order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,27 @@ class Answered:
 class Service:
     """One version of one model: reads rows, asks the model in batches, writes answers."""
 
-    def __init__(self, name: str, version: str, reader: Reader, batcher: Batcher, *, max_rows: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        reader: Reader,
+        batcher: Batcher,
+        *,
+        max_rows: int,
+        serving: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make one.
+
+        Args:
+            name: Of the model, as it is served.
+            version: In the registry, or ``-``.
+            reader: Reads rows, writes answers.
+            batcher: Asks the model.
+            max_rows: Rows that are read at a time.
+            serving: What was found out about the model on this machine, for ``/v1/model``.
+        """
+        self.serving = serving or {}
         self.name, self.version, self.reader, self.batcher, self.max_rows = name, version, reader, batcher, max_rows
         self.task, self.bundle = reader.task, reader.bundle
 
@@ -85,18 +106,13 @@ class Service:
         labels = [_texts(row[LABEL]) for row in rows]
         inputs = [{key: value for key, value in row.items() if key != LABEL} for row in rows]
         table = pa.table({"row_id": [str(position) for position in range(len(rows))], LABEL: labels})
-        names = sorted({key for row in inputs for key in row} - {"row_id"})
-        try:
-            columns = pa.table({name: [row.get(name) for row in inputs] for name in names})
-        except pa.ArrowException:
-            # Fields of mixed kinds are for the task to refuse, row by row; nothing can be sliced by them.
-            columns = table.select([])
+        columns = _columns(inputs)
         roles = [
             role for role in self.task.inputs if role in columns.column_names and pa.types.is_string(columns[role].type)
         ]
         for role in roles:
             table = table.append_column(role, columns[role])
-        return await self._evaluated(LabelledRows(table, columns, {}), inputs, by, slices)
+        return await self._evaluated(LabelledRows(table, columns, {role: role for role in roles}), inputs, by, slices)
 
     async def evaluate_file(
         self,
@@ -171,6 +187,18 @@ class Service:
                 else f"{str(unknown[0])[:80]!r} is not one of: {', '.join(self.task.labels)}"
             )
             raise DataError(f"rows.{position}.label: {found}")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The fields that rows can be sliced by: one kind of value each, and nothing nested."""
+    found = {}
+    for name in sorted({key for row in rows for key in row} - {"row_id"}):
+        # Fields of mixed kinds and numbers beyond 64 bits are for the task to refuse, row by row.
+        with suppress(pa.ArrowException, OverflowError):
+            column = pa.array([row.get(name) for row in rows])
+            if not pa.types.is_nested(column.type) and not pa.types.is_null(column.type):
+                found[name] = column
+    return pa.table(found) if found else pa.table({"row_id": [""] * len(rows)}).select([])
 
 
 def _texts(label: Any) -> Any:

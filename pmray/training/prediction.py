@@ -26,6 +26,10 @@ from pmray.training.hardware import autocast, is_out_of_memory, memory_told, on_
 EVALUATION_TOKENS = 16_384
 """Tokens in one forward pass without gradients."""
 
+CPU_TOKENS = 1_024
+"""The same on a CPU, where a pass costs little beside the padding that it saves: 64 sentences of SST-2 take MiniLM-L6
+13.6 ms of CPU time a row in one pass, and 8.9 in passes of so many tokens (in bf16 6.9 and 4.6)."""
+
 
 def predict(model: nn.Module, task: Objective, rows: Encoded, recipe: Recipe | None = None) -> NDArray[Any]:
     """Score vectors of all rows, shape (rows, labels), float32 (or ragged), in the order of the rows.
@@ -38,7 +42,7 @@ def predict(model: nn.Module, task: Objective, rows: Encoded, recipe: Recipe | N
     if sharding.is_sharded(model):
         # Every pass needs all workers: who has fewer rows fills up.
         shares = [share(np.arange(len(rows)), one, workers) for one in range(workers)]
-        passes = max(len(list(within_budget(one, rows.lengths, EVALUATION_TOKENS))) for one in shares)
+        passes = max(len(list(within_budget(one, rows.lengths, _tokens(model)))) for one in shares)
     # A worker without rows has nothing to say about how wide a score vector is.
     scores = None
     if len(mine) or passes:
@@ -81,7 +85,7 @@ def map_rows(
     device, low = first.device, first.dtype == torch.bfloat16
     arithmetic = autocast(precision_of(recipe, device), device) if recipe and not low else nullcontext()
     model.eval()
-    waiting = list(within_budget(positions, rows.lengths, EVALUATION_TOKENS))
+    waiting = list(within_budget(positions, rows.lengths, _tokens(model)))
     waiting += [np.array([0])] * (passes - len(waiting))
     done: list[Rows] = []
     results: list[NDArray[Any]] = []
@@ -128,3 +132,8 @@ def measure_latency(model: nn.Module, task: Objective, rows: Encoded, count: int
 def logits_to_scores(task: Objective) -> Callable[[nn.Module, dict[str, torch.Tensor], pa.Table], NDArray[Any]]:
     """What ``map_rows`` does to predict."""
     return lambda model, batch, encoded: task.predict(model(**batch).logits, encoded)
+
+
+def _tokens(model: nn.Module) -> int:
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return min(EVALUATION_TOKENS, CPU_TOKENS) if on_cpu else EVALUATION_TOKENS

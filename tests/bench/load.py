@@ -58,7 +58,7 @@ async def load(url, path, bodies, connections, seconds, rate=None):
     began = time.perf_counter()
     ends = began + WARM_S + seconds
     statuses, times, refusals = Counter(), [], []
-    number = 0
+    number = answered = 0
     arrivals = asyncio.Queue()
 
     async def arrive():
@@ -69,7 +69,7 @@ async def load(url, path, bodies, connections, seconds, rate=None):
             due += 1 / rate
 
     async def one():
-        nonlocal number
+        nonlocal number, answered
         connection = None
         while time.perf_counter() < ends:
             if rate:
@@ -83,6 +83,7 @@ async def load(url, path, bodies, connections, seconds, rate=None):
             started = time.perf_counter()
             status = await connection.ask(requests[number % len(requests)])
             now = time.perf_counter()
+            answered += status == 200
             if started - began < WARM_S:
                 continue
             statuses[status] += 1
@@ -103,6 +104,7 @@ async def load(url, path, bodies, connections, seconds, rate=None):
         "p99_ms": quantile(times, 0.99),
         "refusal_p99_ms": quantile(refusals, 0.99),
         "statuses": dict(statuses),
+        "all_answered": answered,
     }
 
 

@@ -1,7 +1,8 @@
 """Endpoints side by side: pmray's, the documented Serve deployments, FastAPI with a pipeline, MLflow's server.
 
 ``python -m tests.bench.serve BUNDLE [SECONDS] [WAY...]``: the same bundle, texts (SST-2) and load, which comes from a
-process of its own; one server at a time; the bare batched forward in one process is the limit.
+process of its own; one server at a time; the bare batched forward in one process is the limit. CPU time a row (of the
+server and all that it started, not of the load) says something even where neighbours take the cores.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 
@@ -38,17 +39,20 @@ from pmray.serving.precision import open_weights
 import torch
 torch.set_num_threads(int(sys.argv[3]))
 bundle = open_bundle(sys.argv[1])
-weights, tried = open_weights(bundle, "auto", 0.01)
+chosen = open_weights(bundle, "auto", 0.01)
+weights = chosen.weights
 processor = bundle.task.processor(str(bundle.folder))
 table = bundle.task.rows([{"text": text} for text in pq.read_table(sys.argv[2])["text"].to_pylist()[:1024]])
 inputs = bundle.task.encode(table, processor, bundle.max_length)
 def timed(rows, seconds=6.0):
-    done, began = 0, time.perf_counter()
+    done, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         weights.scores(inputs.slice(done * rows % 960, rows)); done += 1
-    return done * rows / (time.perf_counter() - began)
+    return (time.perf_counter() - began) / (done * rows), (time.process_time() - used) * 1e3 / (done * rows)
 timed(64, 1.0)
-print(json.dumps({"precision": weights.precision, "rows_per_second": timed(64), "single_ms": 1e3 / timed(1, 3.0)}))
+(seconds, cpu), (single, single_cpu) = timed(64), timed(1, 3.0)
+print(json.dumps({"precision": chosen.precision, "rows_per_second": 1 / seconds, "cpu_ms": cpu,
+                  "single_ms": 1e3 * single, "single_cpu_ms": single_cpu}))
 """
 
 PIPELINE = """
@@ -177,6 +181,25 @@ def memory_of(server: psutil.Process) -> float:
     return sum(one.memory_info().rss for one in family if one.is_running()) / 2**20
 
 
+def cpu_of(server: psutil.Process) -> float:
+    """CPU seconds of a server and all that it started, so far."""
+    used = 0.0
+    for one in [server, *server.children(recursive=True)]:
+        with suppress(psutil.Error):
+            times = one.cpu_times()
+            used += times.user + times.system
+    return used
+
+
+def measured(server: psutil.Process, rows: int, *arguments) -> dict:
+    """As ``load``, with the CPU milliseconds of the server for each row that was answered."""
+    before = cpu_of(server)
+    found = load(*arguments)
+    # The load generator counts after it has warmed up; its share of the CPU time is taken to be the same.
+    answered = found["all_answered"] * rows
+    return found | {"cpu_ms_per_row": (cpu_of(server) - before) * 1e3 / max(1, answered)}
+
+
 def load(port: int, path: str, bodies: Path, connections: int, seconds: float, rate: float | None = None) -> dict:
     """What the load generator saw."""
     more = [] if rate is None else [str(rate)]
@@ -216,11 +239,11 @@ def main() -> None:
             first = single.read_bytes().splitlines()[0]
             try:
                 with serving(make(folder, port), port, path, first) as server:
-                    found = {"1": load(port, path, single, 1, seconds / 2)}
-                    found["64"] = load(port, path, single, CONNECTIONS, seconds)
+                    found = {"1": measured(server, 1, port, path, single, 1, seconds / 2)}
+                    found["64"] = measured(server, 1, port, path, single, CONNECTIONS, seconds)
                     if name.startswith("pmray"):
                         before = fill_of(port)
-                        found["rows"] = load(port, path, large, 8, seconds)
+                        found["rows"] = measured(server, ROWS, port, path, large, 8, seconds)
                         after = fill_of(port)
                         found["fill"] = (after[1] - before[1]) / max(1.0, after[0] - before[0])
                         memory = memory_of(server)
@@ -231,11 +254,13 @@ def main() -> None:
         lines.append((name, found))
         console.print(lines[-1])
     table = Table(
-        "way", "1 connection p50", f"{CONNECTIONS}: requests/s", "p50", "p99", f"rows/s of {ROWS} a request", "fill"
-    )
+        "way", "1 connection p50", f"{CONNECTIONS}: requests/s", "p50", "p99", f"rows/s of {ROWS} a request", "fill",
+        "CPU ms a row",
+    )  # fmt: skip
     for name, found in lines:
         if "64" not in found:
-            table.add_row(name, *(f"{found.get(key, '')}"[:40] for key in ("single_ms", "rows_per_second")))
+            shown = [f"{found[key]:.1f}" if key in found else "" for key in ("single_ms", "rows_per_second", "cpu_ms")]
+            table.add_row(name, *shown[:2], "", "", "", "", shown[2])
             continue
         many, rows = found["64"], found.get("rows")
         table.add_row(
@@ -246,6 +271,7 @@ def main() -> None:
             f"{many['p99_ms']:.0f} ms",
             f"{rows['per_second'] * ROWS:.0f}" if rows else "",
             f"{found['fill']:.0%}" if rows else "",
+            f"{many['cpu_ms_per_row']:.1f}" + (f" ({rows['cpu_ms_per_row']:.1f})" if rows else ""),
         )
     console.print(table)
 

@@ -1,9 +1,12 @@
 """A bundle behind a real Ray Serve endpoint."""
 
 import asyncio
+import json
+import shutil
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 import pmray
@@ -22,9 +25,18 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def endpoint(bundle, ray_cluster):
+def other(bundle):
+    """The same model under another name."""
+    folder = shutil.copytree(bundle, bundle.with_name("other"))
+    settings = json.loads((folder / "pmray.json").read_text())
+    (folder / "pmray.json").write_text(json.dumps({**settings, "name": "other"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endpoint(bundle, other, ray_cluster):
     settings = pmray.Serve(port=0, cpus=0.5, max_rows=100, max_batch_rows=16)
-    with pmray.deploy(str(bundle), serve_spec=settings) as deployed:
+    with pmray.deploy([str(bundle), str(other)], serve_spec=settings) as deployed:
         yield deployed
 
 
@@ -104,9 +116,40 @@ def test_an_unknown_label_is_named(client, endpoint, tmp_path):
 def test_health_readiness_facts_and_documentation(client):
     assert client.get("/healthz").json() == {"status": "healthy"}
     assert client.get("/readyz").json() == {"status": "ready"}
-    assert client.get("/v1/model").json()["settings"]["task"]["labels"] == ["negative", "positive"]
+    facts = client.get("/v1/model").json()
+    assert facts["settings"]["task"]["labels"] == ["negative", "positive"]
+    assert facts["serving"]["precision"] in {"fp32", "bf16"}
     assert {"/v1/predict", "/v1/evaluate", "/v1/model"} <= set(client.get("/openapi.json").json()["paths"])
     assert client.get("/docs").is_success
+
+
+def test_several_models_answer_under_their_names(client, endpoint):
+    assert client.get("/v1/models").json() == {"models": ["tiny", "other"]}
+    rows = {"rows": [{"text": "good phone"}, {"text": "bad case"}]}
+    told = [client.post(f"/v1{path}/predict", json=rows).json() for path in ("", "/models/tiny", "/models/other")]
+    assert [one["model"]["name"] for one in told] == ["tiny", "tiny", "other"]
+    labels = [[row["label"] for row in one["predictions"]] for one in told]
+    assert labels[0] == labels[1] == labels[2]
+    with pmray.Client(endpoint.url, model="other") as asked:
+        assert [one.label for one in asked.predict(["good phone", "bad case"])] == labels[0]
+    assert client.post("/v1/models/nobody/predict", json=rows).status_code == 404
+
+
+def test_nothing_of_an_endpoint_for_this_machine_listens_beyond_it(endpoint):
+    port = int(endpoint.url.rsplit(":", 1)[1])
+    haproxy = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "haproxy"]
+    mine = [one for one in haproxy if port in {at.laddr.port for at in one.net_connections() if at.status == "LISTEN"}]
+    assert mine
+    for one in mine:
+        assert {at.laddr.ip for at in one.net_connections() if at.status == "LISTEN"} == {"127.0.0.1"}
+
+
+def test_the_application_of_a_serve_config_takes_plain_values(bundle):
+    from pmray.serving.app import application
+
+    assert application({"model": str(bundle), "serve": {"replicas": [1, 3], "separate": False}})
+    with pytest.raises(ValueError, match="thresold"):
+        application({"model": str(bundle), "thresold": 1})
 
 
 def test_many_clients_at_once_are_all_answered(endpoint):
@@ -132,6 +175,8 @@ def test_a_model_compared_with_itself_is_a_tie(bundle, rows):
 def test_what_cannot_be_served_is_one_clear_error(bundle, endpoint, tmp_path):
     with pytest.raises(EndpointError, match="cannot listen on"):
         pmray.deploy(str(bundle), serve_spec=pmray.Serve(port=int(endpoint.url.rsplit(":", 1)[1])))
+    with pytest.raises(SpecError, match="both called 'tiny'"):
+        pmray.deploy([str(bundle), str(bundle)])
     with pytest.raises(SpecError, match="--no-auth"):
         pmray.deploy(str(bundle), serve_spec=pmray.Serve(host="0.0.0.0"))
     with pytest.raises(DataError, match="not a pmray bundle"):

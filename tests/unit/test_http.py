@@ -200,6 +200,15 @@ def test_evaluation_of_rows_and_of_files_equals_the_one_offline(app, bundle, tmp
             assert_close(found[part], offline[part], part)
 
 
+def test_fields_that_cannot_be_sliced_by_do_no_harm(app):
+    fields = {"x": 10**30, "y": [1], "z": {"a": 1}, "row_id": 3, "w": None}
+    rows = [{**row, **fields, "mixed": [1, "a"][n % 2]} for n, row in enumerate(tiny_rows(70))]
+    reply = one(app, "POST", "/v1/evaluate?slices=auto", json={"rows": rows})
+    assert reply.json()["rows"] == 70
+    for by in (*fields, "mixed", "nothing"):
+        assert one(app, "POST", f"/v1/evaluate?by={by}", json={"rows": rows}).status_code == 422
+
+
 def test_columns_of_a_file_may_have_other_names(app):
     body = b"message,topic\ngood phone,positive\nbad case,negative\n"
     path, kind = "/v1/evaluate?column=text=message&column=label=topic", {"content-type": "text/csv"}
@@ -342,9 +351,10 @@ def test_the_fastest_precision_that_keeps_the_golden_rows_is_served(bundle):
 
     assert choose([Tried("fp32", 0.0, 100.0), Tried("bf16", 0.004, 105.0)], 0.01) == "fp32"
     assert choose([Tried("fp32", 0.02, 100.0), Tried("bf16", 0.5, 105.0)], 0.01) is None
-    weights, tried = open_weights(open_bundle(bundle), "fp32", 0.01)
-    assert (weights.precision, len(tried)) == ("fp32", 1)
-    weights, _ = open_weights(open_bundle(bundle), "bf16", 0.5)
+    chosen = open_weights(open_bundle(bundle), "fp32", 0.01)
+    assert (chosen.precision, len(chosen.tried)) == ("fp32", 1)
+    assert chosen.rows_per_second > 0
+    weights = open_weights(open_bundle(bundle), "bf16", 0.5).weights
     assert str(next(weights.model.parameters()).dtype) == "torch.bfloat16"
     golden = weights.bundle.golden()
     inputs = weights.task.encode(golden, weights.task.processor(str(bundle)), 32)

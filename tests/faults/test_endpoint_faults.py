@@ -1,0 +1,143 @@
+"""An endpoint under load: a process of the model is killed, a new version takes over, the server is killed."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+import pmray
+from pmray.bundle import open_bundle, write_settings
+from pmray.registry import register
+from pmray.serving.haproxy import free_port
+from pmray.serving.scorer import Scorer
+from tests.tiny import tiny_bundle, tiny_rows
+
+pytestmark = pytest.mark.slow
+
+TEXTS = [row["text"] for row in tiny_rows(24, seed=3)]
+
+
+def turned_round(folder):
+    """The same model with the opposite opinion, as another version."""
+    import pyarrow as pa
+    import torch
+
+    bundle = open_bundle(folder)
+    scorer = Scorer(bundle)
+    with torch.no_grad():
+        for parameter in scorer.model.classifier.parameters():
+            parameter.mul_(-1)
+    other = folder.with_name("other")
+    scorer.model.save_pretrained(other)
+    scorer.processor.save_pretrained(other)
+    golden = bundle.golden()
+    found = pa.array(list(np.asarray(scorer.scores(golden))), pa.list_(pa.float32()))
+    golden = golden.set_column(golden.column_names.index("scores"), "scores", found)
+    write_settings(other, {**bundle.settings, "key": "1"}, golden, "# other\n")
+    return other
+
+
+def wait_for(condition, seconds=240):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.2)
+    return found
+
+
+def named(server, part):
+    """Processes of a server by a part of their names."""
+    found = []
+    for one in psutil.Process(server.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if part in one.name() or part in " ".join(one.cmdline()):
+                found.append(one)
+    return found
+
+
+def test_no_answer_is_wrong_and_none_is_missing_whatever_is_killed_or_replaced(tmp_path):
+    first = tiny_bundle(tmp_path / "bundle")
+    uri = f"sqlite:///{tmp_path / 'registry.db'}"
+    register(open_bundle(first), uri, metrics={}, params={})
+    expected = {}
+    port, key = free_port("127.0.0.1"), secrets.token_urlsafe(24)
+    url = f"http://127.0.0.1:{port}"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PMRAY_API_KEYS": key}
+    options = ["--port", str(port), "--registry", uri, "--replicas", "2", "--set", "cpus=0.5", "--set", "follow_s=0.5"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pmray", "serve", "tiny", *options], env=environment, stdout=log, stderr=log
+        )
+    wrong, answered, ended, problems = [], [], threading.Event(), []
+
+    def ask():
+        with pmray.Client(url, key=key, retry_s=60) as client:
+            while not ended.is_set():
+                told = client.ask("POST", "/v1/predict", json={"rows": [{"text": text} for text in TEXTS]})
+                labels = [one["label"] for one in told["predictions"]]
+                answered.append(told["model"]["version"])
+                if labels != expected[told["model"]["version"]]:
+                    wrong.append((told["model"], labels))
+
+    def guarded():
+        try:
+            ask()
+        except Exception as error:  # noqa: BLE001
+            problems.append(error)
+
+    try:
+        for version, folder in (("1", first), ("2", turned_round(first))):
+            answers = Scorer(open_bundle(folder))([{"text": text} for text in TEXTS])
+            expected[version] = [one.values["label"] for one in answers]
+        assert expected["1"] != expected["2"]
+
+        def ready():
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            with suppress(httpx.HTTPError):
+                return httpx.get(f"{url}/readyz", timeout=5).is_success
+
+        wait_for(ready)
+        assert httpx.post(f"{url}/v1/predict", json={"rows": [{"text": "good"}]}).status_code == 401
+        threads = [threading.Thread(target=guarded) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answered) > 20 or problems)
+        models = named(server, "ServeReplica:pmray:Model")
+        assert len(models) == 2
+        models[0].kill()
+        seen = len(answered)
+        wait_for(lambda: len(answered) > seen + 20 or problems)
+        register(open_bundle(tmp_path / "other"), uri, metrics={}, params={})
+        wait_for(lambda: answered[-1] == "2" or problems)
+        # The killed one is replaced.
+        wait_for(lambda: len(named(server, "ServeReplica:pmray:Model")) == 2 or problems)
+        seen = len(answered)
+        wait_for(lambda: len(answered) > seen + 20 or problems)
+        ended.set()
+        for thread in threads:
+            thread.join(90)
+        assert not problems
+        assert not wrong
+        assert answered[0] == "1"
+        assert answered[-1] == "2"
+        family = psutil.Process(server.pid).children(recursive=True)
+        assert any("haproxy" in one.name() for one in family)
+        log_text = (tmp_path / "log").read_text()
+        assert key not in log_text
+        assert json.dumps(TEXTS[0]) not in log_text
+    finally:
+        ended.set()
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    # HAProxy used to stay behind with the port.
+    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family), 60)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-SPEC_COMMANDS = ("sweep", "fit", "pretrain", "rank", "watch", "doctor")
+SPEC_COMMANDS = ("sweep", "fit", "pretrain", "rank", "doctor")
 """Commands of which the first argument is a spec."""
 
 Address = Annotated[
@@ -92,7 +92,7 @@ def submit(
         spec = load_spec(Path(given.pop(0)), set_ or ())
         # What is sent along keeps its relative paths; where runs are kept is never what is sent along.
         spec = jobs.anchored(spec, Path.cwd(), everything=working_dir is None)
-    elif command not in ("evaluate", "doctor"):
+    elif command not in ("evaluate", "watch", "doctor"):
         raise SpecError(f"`pmray submit {command}` needs a spec file (.yaml) as its first argument.")
     if working_dir is not None and not working_dir.is_dir():
         raise SpecError(f"--working-dir {working_dir} is not a folder.")

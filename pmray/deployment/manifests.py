@@ -55,6 +55,7 @@ def kuberay(spec: Spec, options: Options) -> dict[str, list[Manifest]]:
     return {
         "rayjob.yaml": [_spec_map(spec, options), _ray_job(spec, options)],
         "rayservice.yaml": [_ray_service(spec, options), _disruption_budget(spec, options)],
+        "watch.yaml": [_watch(spec, options)],
         "raycluster.yaml": [_ray_cluster(spec, options)],
         "networkpolicy.yaml": _network_policies(spec, options),
     }
@@ -158,6 +159,28 @@ def _ray_service(spec: Spec, options: Options) -> Manifest:
             "excludeHeadPodFromServeSvc": True,
             "rayClusterDeletionDelaySeconds": 120,
             "rayClusterConfig": _cluster(spec, options, "endpoint", [group]),
+        },
+    }
+
+
+def _watch(spec: Spec, options: Options) -> Manifest:
+    """The nightly round: labels are joined, the live score is told, the challenger promoted or rejected."""
+    command = ["python", "-m", "pmray", "watch", spec.name, "--registry", spec.registry_uri, "--json"]
+    pod = _pod(spec, options, "watch", "watch", cpus=1, gpus=0, memory=options.memory_gb)
+    container = pod["spec"]["containers"][0] | {"command": command, "ports": []}
+    # There is no Ray in it.
+    del container["livenessProbe"]
+    pod["spec"] |= {"containers": [container], "restartPolicy": "Never"}
+    del pod["metadata"]["annotations"]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": _metadata(spec, options, "watch", "watch"),
+        "spec": {
+            "schedule": "0 3 * * *",
+            # Two rounds at a time would decide twice.
+            "concurrencyPolicy": "Forbid",
+            "jobTemplate": {"spec": {"backoffLimit": 2, "activeDeadlineSeconds": 3600, "template": pod}},
         },
     }
 
@@ -335,7 +358,9 @@ def _pod(
                         {"name": "HOME", "value": "/home/pmray"},
                     ],
                     # API keys, URL of the live store, credentials of storage and registry.
-                    "envFrom": [{"secretRef": {"name": _name(spec, "secrets"), "optional": part != "endpoint"}}],
+                    "envFrom": [
+                        {"secretRef": {"name": _name(spec, "secrets"), "optional": part in ("sweep", "cluster")}}
+                    ],
                     "ports": [{"name": "metrics", "containerPort": PORTS["metrics"]}],
                     "resources": _resources(cpus, gpus, memory),
                     "securityContext": _security(),

@@ -27,7 +27,10 @@ COMMANDS = ("sweep", "fit", "pretrain", "rank", "evaluate", "watch", "doctor")
 OURS = "pmray"
 """Key of a job's metadata that says which command it is."""
 
-PASSED = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+PASSED = (
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "PMRAY_LIVE_URL", "MLFLOW_TRACKING_USERNAME"),
+    *("MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"),
+)
 """Environment variables that a job gets from the submitter, beside those that the spec names."""
 
 POLL_SECONDS = 1.0

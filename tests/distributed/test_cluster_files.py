@@ -2,9 +2,12 @@
 
 import copy
 import subprocess
+import time
 from pathlib import Path
 
+import httpx
 import pytest
+import ray
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -48,3 +51,18 @@ def test_ray_serve_takes_the_config_and_not_a_broken_one():
 @pytest.mark.parametrize(("shell", "name"), [("sh", "local.sh"), ("bash", "slurm.sh")])
 def test_shells_can_read_the_scripts(shell, name):
     assert subprocess.run([shell, "-n", CLUSTER / name], check=False).returncode == 0
+
+
+def test_ray_exports_every_metric_that_dashboard_and_alerts_ask_for(ray_cluster):
+    from tests.unit.test_deployment import metrics_in, spec
+
+    asked = metrics_in(render(spec(), "serve"), "ray")
+    assert len(asked) > 3
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    told, until = "", time.monotonic() + 60
+    # A node tells of itself every few seconds.
+    while not all(f"\n{name}{{" in told for name in asked) and time.monotonic() < until:
+        time.sleep(0.5)
+        told = httpx.get(url, timeout=10).text
+    assert [name for name in asked if f"\n{name}{{" not in told] == []

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -118,7 +119,7 @@ def test_kubernetes_takes_the_rest_of_what_is_rendered():
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     made = objects(render(spec(storage="/mnt/pmray"), "kuberay"))
     rest = [one for one in made if one["kind"] not in KUBERAY]
-    assert {one["kind"] for one in rest} == {"ConfigMap", "NetworkPolicy", "PodDisruptionBudget"}
+    assert {one["kind"] for one in rest} == {"ConfigMap", "CronJob", "NetworkPolicy", "PodDisruptionBudget"}
     job = next(one for one in made if one["kind"] == "RayJob")
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "head", **head["metadata"]}, "spec": head["spec"]}
@@ -160,13 +161,25 @@ def test_what_no_pod_can_find_is_refused():
         render(spec(), "kubray")
 
 
-def metrics_in(files):
-    """Names of all metrics that the rules and the dashboard ask for."""
+def metrics_in(files, prefix):
+    """Names of all metrics with that prefix that the rules and the dashboard ask for."""
     rules = yaml.safe_load(files["alerts.yaml"])["groups"][0]["rules"]
     panels = json.loads(files["dashboard.json"])["panels"]
     asked = [rule["expr"] for rule in rules] + [one["expr"] for panel in panels for one in panel["targets"]]
     assert len(asked) > 10
-    return {name for one in asked for name in re.findall(r"\b(?:pmray|ray)_[a-z_]+", one)}
+    return {name for one in asked for name in re.findall(rf"\b{prefix}_[a-z_]+", one)}
+
+
+def test_the_endpoint_has_every_metric_that_is_asked_for():
+    from pmray.serving.live import _Gauges
+    from pmray.serving.metrics import ServingMetrics
+
+    writer = SimpleNamespace(waiting=0, dropped=0, failure=None)
+    live = _Gauges(SimpleNamespace(writer=writer, skipped=0, seen={})).collect()
+    families = [*ServingMetrics().registry.collect(), *live]
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    there = {f"{one.name}{suffix}" for one in families for suffix in suffixes[one.type]}
+    assert metrics_in(render(spec(), "serve"), "pmray") <= there
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")

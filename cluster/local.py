@@ -5,10 +5,12 @@ python cluster/local.py [WORKERS [CPUS_OF_EACH]]      Ctrl-C ends it; the same a
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -70,7 +72,7 @@ class LocalCluster:
     Args:
         workers: Nodes beside the head; with none the head has the CPUs.
         cpus: Of each.
-        folder: For Ray's files and logs.
+        folder: For the logs.
         token: Of the cluster; by default a new one. Who talks to it needs ``environment``.
         environment: What all nodes get beside this process's.
         port: Of the head; by default a free one.
@@ -98,13 +100,15 @@ class LocalCluster:
         self.count, self.cpus, self.folder = workers, cpus, folder
         self.port, self.dashboard_port = port or free_port(), dashboard_port or free_port()
         self.token = token or secrets.token_hex(16)
+        # Paths of sockets may have 107 bytes, and Ray's own part of them is long.
+        self.scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")},
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
-            "RAY_TMPDIR": str(folder),
+            "RAY_TMPDIR": str(self.scratch),
             **(environment or {}),
         }
 
@@ -199,6 +203,7 @@ class LocalCluster:
     def __exit__(self, *raised: object) -> None:
         for node in [*self.workers, self.head]:
             node.stop()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def free_port() -> int:

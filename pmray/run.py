@@ -19,7 +19,7 @@ from typing import Any
 from pmray import storage
 from pmray.errors import LedgerError, UnknownName
 from pmray.selection.ledger import Ledger, latest, read_ledger
-from pmray.spec import Spec
+from pmray.spec import CACHE, Spec
 
 LEDGER = "ledger.jsonl"
 VERDICT = "verdict.json"
@@ -158,6 +158,22 @@ def environment() -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "versions": versions,
     }
+
+
+def runs_in(location: str) -> Path:
+    """The folder of the runs of a storage; of an object store a fresh copy of what tells of them, without predictions.
+
+    Raises:
+        LedgerError: The object store cannot be reached.
+    """
+    if storage.is_remote(location):
+        try:
+            for name in storage.names_in(location):
+                for file in (LEDGER, VERDICT, FINDINGS, "spec.yaml") if name != CACHE else ():
+                    storage.pull(f"{location.rstrip('/')}/{name}", file)
+        except OSError as error:
+            raise LedgerError(f"{location} cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return storage.local(location)
 
 
 def find_run(name: str, storage: Path) -> Path:

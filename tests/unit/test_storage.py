@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from pmray import storage
-from pmray.errors import LedgerError, SpecError
+from pmray.errors import DataError, LedgerError, SpecError
 from pmray.run import open_run
 from pmray.selection.ledger import Outcome, read_ledger
 from pmray.spec import Spec
@@ -130,3 +130,36 @@ def test_a_state_goes_on_elsewhere(bucket, monkeypatch, tmp_path):
     on_other_machine(monkeypatch, tmp_path)
     theirs = open_state(f"{bucket}/states", "k", writes=True, seconds=0)
     assert theirs.load() == {"step": 7} and theirs.problem is None
+
+
+def test_data_is_read_from_the_object_store_too(bucket, tmp_path):
+    from pmray.data.sources import content_key, read_source
+    from tests.tiny import tiny_rows, write_rows
+
+    here = storage.local(bucket)
+    (here / "data").mkdir(parents=True)
+    write_rows(here / "data" / "a.parquet", tiny_rows(5))
+    write_rows(here / "data" / "b.jsonl", tiny_rows(7, seed=1))
+    storage.push(bucket, "data")
+    parts = read_source(f"{bucket}/data", "train", drop=False)
+    assert [(part.name, len(part.table)) for part in parts] == [("a.parquet", 5), ("b.jsonl", 7)]
+    assert parts[0].address == f"{bucket}/data/a.parquet"
+    assert [len(part.table) for part in read_source(f"{bucket}/data/*.jsonl", "train", drop=False)] == [7]
+    assert content_key(f"{bucket}/data/a.parquet", "train")[0][0].endswith("a.parquet")
+    with pytest.raises(DataError, match=r"a\.parqet does not exist; did you mean 'a\.parquet'"):
+        read_source(f"{bucket}/data/a.parqet", "train", drop=False)
+
+
+def test_runs_of_an_object_store_are_listed(bucket, monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from pmray.cli import app
+
+    with open_run(spec(bucket)) as run:
+        run.ledger.append(Outcome("k1", "sweep", "m", "done", 0.5))
+    on_other_machine(monkeypatch, tmp_path)
+    told = CliRunner().invoke(app, ["runs", "--storage", f"{bucket}/runs", "--json"])
+    assert told.exit_code == 0, told.output
+    assert [(one["name"], one["trials"]) for one in json.loads(told.stdout)] == [("one", 1)]
+    told = CliRunner().invoke(app, ["show", "one", "--storage", f"{bucket}/runs", "--json"])
+    assert json.loads(told.stdout)["state"] == "unfinished"

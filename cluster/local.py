@@ -21,7 +21,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 90
+START_SECONDS = 180
 
 
 class Node:

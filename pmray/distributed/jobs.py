@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import time
@@ -34,6 +35,12 @@ PASSED = (
 """Environment variables that a job gets from the submitter, beside those that the spec names."""
 
 POLL_SECONDS = 1.0
+
+LOGGERS = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    *("ray._private.runtime_env.packaging", "ray._private.authentication.http_token_authentication"),
+)
+"""Ray's, which tell each step of a submission."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +252,8 @@ def _client(address: str | None) -> Iterator[JobSubmissionClient]:
     knock(found)
     # Ray lets its variable win over what it is told.
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    for logger in LOGGERS:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     os.environ["RAY_API_SERVER_ADDRESS"] = found.value
     try:
         yield JobSubmissionClient(found.value)

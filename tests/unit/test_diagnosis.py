@@ -5,7 +5,7 @@ import pytest
 from pmray.diagnosis import MUST_AGREE, SHOULD_AGREE, Diagnosis, NodeFacts, diagnose
 from pmray.distributed import probe
 from pmray.errors import ClusterError
-from pmray.placement import Node, places, workers_on
+from pmray.placement import Node, check_memory, places, workers_on
 from pmray.report.cluster import doctor_table
 from pmray.spec import Resources
 
@@ -112,6 +112,16 @@ def test_trials_are_counted_node_by_node(demand, expected):
 def test_what_cannot_fit_is_refused_with_the_arithmetic(demand, told):
     with pytest.raises(ClusterError, match=told):
         places("one", Resources(**demand), NODES)
+
+
+def test_a_model_that_no_node_can_hold_is_refused_with_the_arithmetic():
+    small = [Node("1", "a", 8, 0, memory=10**10), Node("2", "b", 8, 0, memory=8 * 10**9)]
+    check_memory("fits", 6 * 10**8, Resources(), small)
+    with pytest.raises(ClusterError, match=r"16.0 GB a worker \(1000 M parameters x 16 bytes\), but .* 10.0 GB"):
+        check_memory("large", 10**9, Resources(workers=2), small)
+    check_memory("adapters", 10**9, Resources(), small, frozen=True)
+    check_memory("sharded", 10**9, Resources(workers=2, shard=True), small)
+    check_memory("on GPUs, whose memory Ray does not know", 10**9, Resources(gpus_per_worker=1), small)
 
 
 def test_a_third_of_a_gpu_fits_three_times():

@@ -50,11 +50,12 @@ def check_memory(name: str, parameters: int, demand: Resources, nodes: Sequence[
     need = needed_memory(parameters, demand, frozen=frozen)
     room = max((node.memory for node in nodes), default=0)
     if 0 < room < need:
+        each = BYTES_OF_A_FROZEN_PARAMETER if frozen else BYTES_OF_A_PARAMETER
+        divided = f" / {demand.fewest} workers" if demand.shard else ""
         raise ClusterError(
             f"candidate {name!r} takes at least {need / 1e9:.1f} GB a worker ({parameters / 1e6:.0f} M parameters x "
-            f"{BYTES_OF_A_FROZEN_PARAMETER if frozen else BYTES_OF_A_PARAMETER} bytes{f' / {demand.fewest} workers' if demand.shard else ''}), but the largest "
-            f"node has {room / 1e9:.1f} GB; use a smaller candidate, `recipe.lora_rank`, or "
-            "`resources: {workers: N, shard: true}`."
+            f"{each} bytes{divided}), but the largest node has {room / 1e9:.1f} GB; use a smaller candidate, "
+            "`recipe.lora_rank`, or `resources: {workers: N, shard: true}`."
         )
 
 

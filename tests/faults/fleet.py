@@ -298,6 +298,7 @@ def check(seen: Seen, expected: dict) -> None:
 @contextmanager
 def no_orphans() -> Iterator[None]:
     """Nothing that was started in the block is left after it."""
+    os.environ["PMRAY_FAULT"] = str(os.getpid())
     this = psutil.Process()
     before = {one.pid for one in psutil.process_iter()}
     yield
@@ -309,6 +310,13 @@ def _is_ours(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return process.environ().get("PMRAY_FAULT") == str(os.getpid())
     return False
+
+
+def undisturbed(folder: Path) -> dict:
+    """The verdict of a sweep on this machine alone, to which nothing happens."""
+    write_spec(folder)
+    ended_well(start(None, folder))
+    return verdict_of(folder)
 
 
 def play(name: str, expected: dict | None, base: Path) -> tuple[str, float, list[str], dict | None]:
@@ -331,17 +339,12 @@ def play(name: str, expected: dict | None, base: Path) -> tuple[str, float, list
 
 def main(names: Sequence[str]) -> int:
     console = Console(width=160)
-    os.environ["PMRAY_FAULT"] = str(os.getpid())
-    # What a driver that is killed leaves behind is looked for; it must be able to find its models without a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     table = Table("scenario", "what", "outcome", "seconds", "notes", title="Faults of a fleet")
     failed = 0
     with TemporaryDirectory(prefix="pmray-fleet-", dir=os.environ.get("RAY_TMPDIR")) as base:
-        write_spec(Path(base) / "reference")
-        reference = start(None, Path(base) / "reference")
-        ended_well(reference)
-        expected = verdict_of(Path(base) / "reference")
+        expected = undisturbed(Path(base) / "reference")
         for name in names or SCENARIOS:
             outcome, seconds, notes, _ = play(name, expected, Path(base))
             failed += outcome.startswith("FAILED")

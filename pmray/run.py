@@ -69,6 +69,11 @@ class Run:
         """Bring files and folders of the run to where it is kept; a run in a folder is there already."""
         storage.push(self.location, *names)
 
+    def keep_files(self) -> None:
+        """Bring all files right in the run folder to where it is kept."""
+        if storage.is_remote(self.location):
+            self.keep(*(file.name for file in self.folder.iterdir() if file.is_file() and file.name[0] != "."))
+
     def fetch(self, *names: str) -> None:
         """Have what workers on other machines made; a run in a folder has it already."""
         for name in names:
@@ -134,6 +139,8 @@ def open_run(spec: Spec, *, fresh: bool = False) -> Iterator[Run]:
                     storage.delete(location, *(one for one in storage.names_in(location) if one != CLAIM))
             run = Run(folder, location)
             stack.callback(shutil.rmtree, run.scratch, ignore_errors=True)
+            # Also what was written beside the record: a report, for one.
+            stack.callback(run.keep_files)
             (folder / "spec.yaml").write_text(spec.to_yaml())
             (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             run.keep("spec.yaml", "environment.json")

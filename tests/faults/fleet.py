@@ -31,7 +31,8 @@ from tests.tiny import RECIPE, tiny_model, tiny_spec
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 from local import LocalCluster
 
-PATIENCE = 300
+PATIENCE = 600
+"""Seconds until a scenario is given up."""
 
 
 def write_spec(folder: Path, epochs: int = 30) -> Path:

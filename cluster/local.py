@@ -5,28 +5,34 @@ python cluster/local.py [WORKERS [CPUS_OF_EACH]]      Ctrl-C ends it; the same a
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 90
+START_SECONDS = 180
 
 
 class Node:
     """A raylet (and on the head the control store and dashboard) with all its processes."""
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, inside: Sequence[str] = ()
+    ) -> None:
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", *command],
+                [*inside, sys.executable, "-m", "ray.scripts.scripts", *command],
                 env=dict(environment),
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -61,15 +67,23 @@ class Node:
 class LocalCluster:
     """Starts with a block, and ends with it.
 
+    A subclass can put every node into a network of its own: ``host`` is where the head is, ``place`` where others are.
+
     Args:
         workers: Nodes beside the head; with none the head has the CPUs.
         cpus: Of each.
-        folder: For Ray's files and logs.
+        folder: For the logs.
         token: Of the cluster; by default a new one. Who talks to it needs ``environment``.
         environment: What all nodes get beside this process's.
         port: Of the head; by default a free one.
         dashboard_port: Likewise.
     """
+
+    host = "127.0.0.1"
+
+    def place(self, number: int) -> tuple[Sequence[str], Sequence[str]]:
+        """What a node's command stands inside of, and further options of it; the head is number 0."""
+        return (), ()
 
     def __init__(
         self,
@@ -86,73 +100,81 @@ class LocalCluster:
         self.count, self.cpus, self.folder = workers, cpus, folder
         self.port, self.dashboard_port = port or free_port(), dashboard_port or free_port()
         self.token = token or secrets.token_hex(16)
+        # Paths of sockets may have 107 bytes, and Ray's own part of them is long.
+        self.scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.environment = {
             **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")},
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
-            "RAY_TMPDIR": str(folder),
+            "RAY_TMPDIR": str(self.scratch),
             **(environment or {}),
         }
 
     @property
     def address(self) -> str:
         """``host:port`` of the control store."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def dashboard(self) -> str:
         """Where jobs are sent."""
-        return f"http://127.0.0.1:{self.dashboard_port}"
+        return f"http://{self.host}:{self.dashboard_port}"
 
     def __enter__(self) -> "LocalCluster":
         self.folder.mkdir(parents=True, exist_ok=True)
         head_cpus = 0 if self.count else self.cpus
+        inside, options = self.place(0)
         self.head = Node(
             [
                 *("start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "true"),
                 *("--port", str(self.port), "--num-cpus", str(head_cpus)),
-                *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)),
+                *("--dashboard-host", self.host, "--dashboard-port", str(self.dashboard_port)),
                 # A free one each: several clusters of one machine would meet at the fixed one.
                 *("--ray-client-server-port", str(free_port())),
+                *options,
             ],
             self.environment,
             self.folder / "head.log",
+            inside,
         )
-        self._wait(self.dashboard_port)
-        for _ in range(self.count):
-            self.add_worker()
-        self.wait_for_nodes(self.count + 1)
+        try:
+            self._wait(self.dashboard_port)
+            for _ in range(self.count):
+                self.add_worker()
+            self.wait_for_nodes(self.count + 1)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def add_worker(self, cpus: float | None = None, environment: Mapping[str, str] | None = None) -> Node:
         """Have one more node join; ``wait_for_nodes`` says when it has."""
+        inside, options = self.place(len(self.workers) + 1)
         node = Node(
             [
                 *("start", "--block", "--disable-usage-stats", "--address", self.address),
                 *("--num-cpus", str(self.cpus if cpus is None else cpus)),
+                *options,
             ],
             {**self.environment, **(environment or {})},
             self.folder / "workers.log",
+            inside,
         )
         self.workers.append(node)
         return node
 
     def nodes(self) -> int:
         """Nodes that are alive, as the control store knows them."""
-        from ray.util.state import list_nodes
+        return sum(one["state"] == "ALIVE" for one in self.ask("nodes"))
 
-        before = {key: os.environ.get(key) for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        os.environ.update({key: self.environment[key] for key in before})
-        try:
-            return sum(one.state == "ALIVE" for one in list_nodes(address=self.dashboard, limit=1000))
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    del os.environ[key]
-                else:
-                    os.environ[key] = value
+    def ask(self, what: str) -> list[dict[str, Any]]:
+        """What the dashboard's state API lists: ``nodes``, ``actors`` …"""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        found = httpx.get(f"{self.dashboard}/api/v0/{what}?limit=1000&detail=true", headers=headers, timeout=10)
+        listed: list[dict[str, Any]] = found.raise_for_status().json()["data"]["result"]["result"]
+        return listed
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until so many nodes are alive.
@@ -161,15 +183,18 @@ class LocalCluster:
             TimeoutError: They do not come.
         """
         until = time.monotonic() + START_SECONDS
-        while self.nodes() != count:
+        found = -1
+        while found != count:
             if time.monotonic() > until:
-                raise TimeoutError(f"{self.nodes()} nodes are alive, not {count}; see {self.folder}/*.log")
+                raise TimeoutError(f"{found} nodes are alive, not {count}; see {self.folder}/*.log")
+            with suppress(httpx.HTTPError):
+                found = self.nodes()
             time.sleep(0.5)
 
     def _wait(self, port: int) -> None:
         until = time.monotonic() + START_SECONDS
         while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            with suppress(OSError), socket.create_connection((self.host, port), timeout=1):
                 return
             if self.head.process.poll() is not None or time.monotonic() > until:
                 raise TimeoutError(f"the head does not answer; see {self.folder / 'head.log'}")
@@ -178,6 +203,7 @@ class LocalCluster:
     def __exit__(self, *raised: object) -> None:
         for node in [*self.workers, self.head]:
             node.stop()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def free_port() -> int:

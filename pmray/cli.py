@@ -86,6 +86,17 @@ Report = Annotated[
 ]
 
 
+def _runs_in(location: str) -> Path:
+    from pmray.run import runs_in
+
+    return runs_in(location)
+
+
+Storage = Annotated[
+    Path, typer.Option(help="Folder of the runs, or s3://, gs://, abfs://.", parser=_runs_in, metavar="FOLDER|URL")
+]
+
+
 class SliceSearch(StrEnum):
     """How slices are looked for."""
 
@@ -500,9 +511,7 @@ def watch(
 
 @app.command()
 @_answering
-def runs(
-    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE), as_json: AsJson = False
-) -> Answer:
+def runs(storage: Storage = Path(DEFAULT_STORAGE), as_json: AsJson = False) -> Answer:
     """List runs, their state and their winners."""
     from pmray.report.plan import runs_table
     from pmray.run import list_runs
@@ -515,7 +524,7 @@ def runs(
 @_answering
 def show(
     run: Annotated[str, typer.Argument(help="Name of a run, or its folder.", metavar="RUN")],
-    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    storage: Storage = Path(DEFAULT_STORAGE),
     as_json: AsJson = False,
 ) -> Answer:
     """Tell one run: the verdict in words, its table, every trial and what became of it."""
@@ -552,7 +561,7 @@ def report(
 @_answering
 def leaderboard(
     runs: Annotated[list[str], typer.Argument(help="Names of runs, or their folders.", metavar="RUN...")],
-    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    storage: Storage = Path(DEFAULT_STORAGE),
     as_json: AsJson = False,
 ) -> Answer:
     """Put the models of several runs into one table."""
@@ -575,7 +584,7 @@ def replay(
             metavar="RUN|TABLE...",
         ),
     ],
-    storage: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path(DEFAULT_STORAGE),
+    storage: Storage = Path(DEFAULT_STORAGE),
     as_json: AsJson = False,
 ) -> Answer:
     """Play other rules of choosing on recorded scores: what they would have found, and at which cost."""

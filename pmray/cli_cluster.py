@@ -10,9 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-SPEC_COMMANDS = ("sweep", "fit", "pretrain", "rank", "watch", "doctor")
-"""Commands of which the first argument is a spec."""
-
 Address = Annotated[
     str | None,
     typer.Option(help="Cluster: http://HOST:8265, or HOST:6379 or auto on one of its nodes. Default: RAY_ADDRESS."),
@@ -79,26 +76,28 @@ def submit(
     as_json: AsJson = False,
 ) -> Answer:
     """Send a command to a cluster as a job; the result is in the storage and the registry, and this shell may end."""
-    from pmray.distributed import jobs
+    from pmray import submission
     from pmray.errors import SpecError, UnknownName
 
-    if command not in jobs.COMMANDS:
-        raise UnknownName("command", command, jobs.COMMANDS)
+    if command not in submission.COMMANDS:
+        raise UnknownName("command", command, submission.COMMANDS)
     given = list(arguments or ())
     spec = None
-    if command in SPEC_COMMANDS and given and given[0].endswith((".yaml", ".yml")):
+    if command in submission.SPEC_COMMANDS and given and given[0].endswith((".yaml", ".yml")):
         from pmray.spec_file import load_spec
 
         spec = load_spec(Path(given.pop(0)), set_ or ())
         # What is sent along keeps its relative paths; where runs are kept is never what is sent along.
-        spec = jobs.anchored(spec, Path.cwd(), everything=working_dir is None)
-    elif command not in ("evaluate", "doctor"):
+        spec = submission.anchored(spec, Path.cwd(), everything=working_dir is None)
+    elif command not in ("evaluate", "watch", "doctor"):
         raise SpecError(f"`pmray submit {command}` needs a spec file (.yaml) as its first argument.")
     if working_dir is not None and not working_dir.is_dir():
         raise SpecError(f"--working-dir {working_dir} is not a folder.")
     if pip is not None and not pip.is_file():
         raise SpecError(f"--pip {pip} is not a file; give one of requirements.")
-    environment = jobs.Environment(working_dir, pip, jobs.variables(env or ()), cpus, gpus)
+    from pmray.distributed import jobs
+
+    environment = jobs.Environment(working_dir, pip, submission.variables(env or ()), cpus, gpus)
     name = jobs.submit(command, given, spec=spec, address=address, environment=environment, job_id=job_id)
     sys.stderr.write(f"job {name}; `pmray logs {name} --follow` shows it, `pmray stop {name}` ends it\n")
     if follow:

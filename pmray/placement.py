@@ -21,6 +21,44 @@ class Node:
     """Bytes that Ray hands out; 0 where it is not known."""
 
 
+BYTES_OF_A_PARAMETER = 16
+"""Of a fit in memory: weight, gradient and the optimizer's two moments, of four bytes each."""
+
+
+BYTES_OF_A_FROZEN_PARAMETER = 4
+"""Where only adapters or a head are trained."""
+
+
+def needed_memory(parameters: int, demand: Resources, *, frozen: bool = False) -> int:
+    """Bytes that a worker of a fit takes at least, before activations.
+
+    >>> needed_memory(10**9, Resources(workers=4, shard=True)) / 1e9
+    4.0
+    """
+    each = BYTES_OF_A_FROZEN_PARAMETER if frozen else BYTES_OF_A_PARAMETER
+    return each * parameters // (demand.fewest if demand.shard else 1)
+
+
+def check_memory(name: str, parameters: int, demand: Resources, nodes: Sequence[Node], *, frozen: bool = False) -> None:
+    """Refuse a fit for which no node has the memory; workers with GPUs take the GPU's, which Ray does not know.
+
+    Raises:
+        ClusterError: With the arithmetic.
+    """
+    if demand.gpus_per_worker:
+        return
+    need = needed_memory(parameters, demand, frozen=frozen)
+    room = max((node.memory for node in nodes), default=0)
+    if 0 < room < need:
+        each = BYTES_OF_A_FROZEN_PARAMETER if frozen else BYTES_OF_A_PARAMETER
+        divided = f" / {demand.fewest} workers" if demand.shard else ""
+        raise ClusterError(
+            f"candidate {name!r} takes at least {need / 1e9:.1f} GB a worker ({parameters / 1e6:.0f} M parameters x "
+            f"{each} bytes{divided}), but the largest node has {room / 1e9:.1f} GB; use a smaller candidate, "
+            "`recipe.lora_rank`, or `resources: {workers: N, shard: true}`."
+        )
+
+
 def workers_on(node: Node, demand: Resources) -> int:
     """Workers of a trial that a node has room for.
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from pmray import preparation
 from pmray.data.encode import encode_table
 from pmray.distributed.cluster import Capacity, at_a_time, connected
+from pmray.placement import Node, check_memory, needed_memory, places
 from pmray.preparation import Prepared
 from pmray.report.progress import people
 from pmray.selection.halving import most_waiting
@@ -46,6 +47,10 @@ class PlannedCandidate:
     """Mean of a training row."""
     seconds: float
     """Of one full trial, roughly."""
+    places: int
+    """Trials of this candidate that the cluster holds at once."""
+    memory_bytes: int
+    """Of one of its workers at least, before activations."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,16 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
         with connected(address, short=True) as cluster:
             pass
     else:
-        cluster = Capacity(float(os.cpu_count() or 1), float(torch.cuda.device_count()), 1)
+        cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        cluster = Capacity(cpus, gpus, 1, (Node("", "this machine", cpus, gpus, memory),))
     resources = {one.name: spec.resources_of(one.candidate) for one in prepared.candidates}
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
     rate = _products_per_second()
-    planned = tuple(_planned(prepared, one, rate) for one in prepared.candidates)
+    for one in prepared.candidates:
+        frozen = _mostly_frozen(prepared, one)
+        check_memory(one.name, one.parameters, resources[one.name], cluster.each, frozen=frozen)
+    planned = tuple(_planned(prepared, one, rate, cluster) for one in prepared.candidates)
     slowest = sorted((one.seconds for one in planned), reverse=True)
     finalists = min(spec.search.finalists, len(planned))
     # Trials are spread over candidates; finalists may be the slowest ones.
@@ -135,7 +145,7 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
     )
 
 
-def _planned(prepared: Prepared, one: Pretrained, rate: float) -> PlannedCandidate:
+def _planned(prepared: Prepared, one: Pretrained, rate: float, cluster: Capacity) -> PlannedCandidate:
     arm, resources = prepared.arms[one.name], prepared.spec.resources_of(one.candidate)
     tokens = _mean_tokens(prepared, one)
     # A step multiplies every weight of the layers two times forward and four times backward (Kaplan et al. 2020).
@@ -153,7 +163,14 @@ def _planned(prepared: Prepared, one: Pretrained, rate: float) -> PlannedCandida
         gpus=resources.gpus_per_worker,
         tokens=round(tokens, 1),
         seconds=operations / (rate * SHARE_OF_PRODUCTS * workers),
+        places=places(one.name, resources, cluster.each),
+        memory_bytes=needed_memory(one.parameters, resources, frozen=_mostly_frozen(prepared, one)),
     )
+
+
+def _mostly_frozen(prepared: Prepared, one: Pretrained) -> bool:
+    recipe = prepared.arms[one.name].default
+    return bool(recipe.lora_rank or recipe.head_only)
 
 
 def _mean_tokens(prepared: Prepared, one: Pretrained) -> float:

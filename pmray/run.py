@@ -19,7 +19,7 @@ from typing import Any
 from pmray import storage
 from pmray.errors import LedgerError, UnknownName
 from pmray.selection.ledger import Ledger, latest, read_ledger
-from pmray.spec import Spec
+from pmray.spec import CACHE, Spec
 
 LEDGER = "ledger.jsonl"
 VERDICT = "verdict.json"
@@ -68,6 +68,11 @@ class Run:
     def keep(self, *names: str) -> None:
         """Bring files and folders of the run to where it is kept; a run in a folder is there already."""
         storage.push(self.location, *names)
+
+    def keep_files(self) -> None:
+        """Bring all files right in the run folder to where it is kept."""
+        if storage.is_remote(self.location):
+            self.keep(*(file.name for file in self.folder.iterdir() if file.is_file() and file.name[0] != "."))
 
     def fetch(self, *names: str) -> None:
         """Have what workers on other machines made; a run in a folder has it already."""
@@ -134,6 +139,8 @@ def open_run(spec: Spec, *, fresh: bool = False) -> Iterator[Run]:
                     storage.delete(location, *(one for one in storage.names_in(location) if one != CLAIM))
             run = Run(folder, location)
             stack.callback(shutil.rmtree, run.scratch, ignore_errors=True)
+            # Also what was written beside the record: a report, for one.
+            stack.callback(run.keep_files)
             (folder / "spec.yaml").write_text(spec.to_yaml())
             (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             run.keep("spec.yaml", "environment.json")
@@ -158,6 +165,22 @@ def environment() -> dict[str, Any]:
         "git_commit": git.stdout.strip() or None,
         "versions": versions,
     }
+
+
+def runs_in(location: str) -> Path:
+    """The folder of the runs of a storage; of an object store a fresh copy of what tells of them, without predictions.
+
+    Raises:
+        LedgerError: The object store cannot be reached.
+    """
+    if storage.is_remote(location):
+        try:
+            for name in storage.names_in(location):
+                for file in (LEDGER, VERDICT, FINDINGS, "spec.yaml") if name != CACHE else ():
+                    storage.pull(f"{location.rstrip('/')}/{name}", file)
+        except OSError as error:
+            raise LedgerError(f"{location} cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return storage.local(location)
 
 
 def find_run(name: str, storage: Path) -> Path:

@@ -56,7 +56,11 @@ def check_location(location: str) -> str:
     location = location.removeprefix("file://")
     if "://" in location and not is_remote(location):
         raise SpecError(f"must be a folder, s3://, gs:// or abfs://, but got {location!r}")
-    return location.rstrip("/") if is_remote(location) else location
+    if not is_remote(location):
+        return location
+    if not location.partition("://")[2].partition("/")[0]:
+        raise SpecError(f"{location!r} names no bucket; give s3://BUCKET/PATH")
+    return location.rstrip("/")
 
 
 def local(location: str | Path) -> Path:

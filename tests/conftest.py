@@ -1,7 +1,13 @@
 """What all tests share."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -33,3 +39,44 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("PMRAY_SHARED (default ../shared) holds no data sets")
     return folder.absolute()
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """An S3-compatible server on this machine (moto's); its URL."""
+    pytest.importorskip("moto", reason="moto is not installed (pip install 'pmray[test]')")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def bucket(object_store, monkeypatch, tmp_path):
+    """A new bucket there, and a folder of local copies of this test's own; the bucket's URL."""
+    from pyarrow import fs
+
+    from pmray import storage
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": object_store,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        storage.COPIES: str(tmp_path / "copies"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid4().hex[:8]}"
+    host = object_store.removeprefix("http://")
+    options = {"endpoint_override": host, "scheme": "http", "region": "us-east-1"}
+    fs.S3FileSystem(**options, allow_bucket_creation=True).create_dir(name)
+    return f"s3://{name}"

@@ -10,12 +10,13 @@ from functools import partial
 from hashlib import file_digest
 from os import environ
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.core import url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
@@ -26,6 +27,7 @@ from pmray.data.images import SUFFIXES as IMAGE_SUFFIXES
 from pmray.data.images import content_keys
 from pmray.errors import DataError, first_problems, nearest
 from pmray.spec import HubDataset, HubSource, Source
+from pmray.storage import filesystem, is_remote
 
 HUB_METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What ``datasets.save_to_disk`` writes beside the rows."""
@@ -171,7 +173,7 @@ def _files(given: str) -> list[File]:
         raise DataError("an empty path; give a file, glob, folder, URL or `hub:path`")
     path = _expanded(given)
     with reaching(given):
-        system, path = url_to_fs(path) if "://" in path else (LocalFileSystem(), _absolute(path))
+        system, path = _reached(path) if "://" in path else (LocalFileSystem(), _absolute(path))
         if system.isfile(path):
             return [File(system, path)]
         if system.isdir(path):
@@ -190,6 +192,32 @@ def _files(given: str) -> list[File]:
     ]:
         return found
     raise DataError(f"{path} holds no data file; known kinds: {KNOWN_KINDS}, or images in folders of their classes")
+
+
+def _reached(url: str) -> tuple[Any, str]:
+    """File system and path of a URL; object stores for which fsspec has no package here are read through PyArrow."""
+    try:
+        return cast("tuple[Any, str]", url_to_fs(url))
+    except ImportError:
+        if not is_remote(url):
+            raise
+        system, path = filesystem(url)
+        return _ObjectStore(system, url.partition("://")[0]), path
+
+
+class _ObjectStore(ArrowFSWrapper):  # type: ignore[misc]
+    """PyArrow's file system for fsspec, under the name that the user gave it."""
+
+    # Two of them with other settings are not one.
+    cachable = False
+
+    def __init__(self, system: Any, scheme: str) -> None:
+        super().__init__(system)
+        self.scheme = scheme
+
+    def unstrip_protocol(self, name: str) -> str:
+        """The path with the scheme that it was given with."""
+        return f"{self.scheme}://{name}"
 
 
 def _below(system: Any, folder: str) -> list[File]:

@@ -55,6 +55,8 @@ def kuberay(spec: Spec, options: Options) -> dict[str, list[Manifest]]:
     return {
         "rayjob.yaml": [_spec_map(spec, options), _ray_job(spec, options)],
         "rayservice.yaml": [_ray_service(spec, options), _disruption_budget(spec, options)],
+        "watch.yaml": [_watch(spec, options)],
+        "raycluster.yaml": [_ray_cluster(spec, options)],
         "networkpolicy.yaml": _network_policies(spec, options),
     }
 
@@ -123,7 +125,7 @@ def _ray_job(spec: Spec, options: Options) -> Manifest:
                     ],
                 }
             },
-            "rayClusterSpec": _cluster(spec, options, "sweep", [_trial_group(spec, options)]),
+            "rayClusterSpec": _cluster(spec, options, "sweep", [_trial_group(spec, options, "sweep")]),
         },
     }
 
@@ -161,6 +163,28 @@ def _ray_service(spec: Spec, options: Options) -> Manifest:
     }
 
 
+def _watch(spec: Spec, options: Options) -> Manifest:
+    """The nightly round: labels are joined, the live score is told, the challenger promoted or rejected."""
+    command = ["python", "-m", "pmray", "watch", spec.name, "--registry", spec.registry_uri, "--json"]
+    pod = _pod(spec, options, "watch", "watch", cpus=1, gpus=0, memory=options.memory_gb)
+    container = pod["spec"]["containers"][0] | {"command": command, "ports": []}
+    # There is no Ray in it.
+    del container["livenessProbe"]
+    pod["spec"] |= {"containers": [container], "restartPolicy": "Never"}
+    del pod["metadata"]["annotations"]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": _metadata(spec, options, "watch", "watch"),
+        "spec": {
+            "schedule": "0 3 * * *",
+            # Two rounds at a time would decide twice.
+            "concurrencyPolicy": "Forbid",
+            "jobTemplate": {"spec": {"backoffLimit": 2, "activeDeadlineSeconds": 3600, "template": pod}},
+        },
+    }
+
+
 def _disruption_budget(spec: Spec, options: Options) -> Manifest:
     """Nodes may be drained one at a time, and never the last replica."""
     return {
@@ -177,7 +201,7 @@ def _disruption_budget(spec: Spec, options: Options) -> Manifest:
 def _network_policies(spec: Spec, options: Options) -> list[Manifest]:
     """Whoever reaches Ray's ports can run code, so only a cluster's own pods and its operator do."""
     policies = []
-    for part in ("sweep", "endpoint"):
+    for part in ("sweep", "cluster", "endpoint"):
         own = {"podSelector": {"matchLabels": _labels(spec, part)}}
         ingress: list[Manifest] = [
             {"from": [own]},
@@ -219,13 +243,13 @@ def _network_policies(spec: Spec, options: Options) -> list[Manifest]:
     return policies
 
 
-def ray_cluster(spec: Spec, options: Options) -> Manifest:
-    """A cluster that stays, for several runs."""
+def _ray_cluster(spec: Spec, options: Options) -> Manifest:
+    """A cluster that stays, for several runs: `pmray submit` through a forwarded port sends them there."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": _metadata(spec, options, "cluster", "sweep"),
-        "spec": _cluster(spec, options, "sweep", [_trial_group(spec, options)]),
+        "metadata": _metadata(spec, options, "cluster", "cluster"),
+        "spec": _cluster(spec, options, "cluster", [_trial_group(spec, options, "cluster")]),
     }
 
 
@@ -260,14 +284,14 @@ def _cluster(spec: Spec, options: Options, part: str, groups: list[Manifest]) ->
     }
 
 
-def _trial_group(spec: Spec, options: Options) -> Manifest:
+def _trial_group(spec: Spec, options: Options, part: str) -> Manifest:
     """Nodes for trials: each holds the largest worker of any candidate."""
     demands: list[Resources] = [spec.resources_of(one) for one in spec.candidates]
     cpus = max(one.cpus_per_worker for one in demands)
     gpus = max(one.gpus_per_worker for one in demands)
     least = max(one.fewest for one in demands)
     return _group(
-        spec, options, "sweep", cpus=cpus, gpus=gpus, low=0, high=max(least, options.max_workers),
+        spec, options, part, cpus=cpus, gpus=gpus, low=0, high=max(least, options.max_workers),
         memory=options.memory_gb, spot=options.spot is not None,
     )  # fmt: skip
 
@@ -334,7 +358,9 @@ def _pod(
                         {"name": "HOME", "value": "/home/pmray"},
                     ],
                     # API keys, URL of the live store, credentials of storage and registry.
-                    "envFrom": [{"secretRef": {"name": _name(spec, "secrets"), "optional": part == "sweep"}}],
+                    "envFrom": [
+                        {"secretRef": {"name": _name(spec, "secrets"), "optional": part in ("sweep", "cluster")}}
+                    ],
                     "ports": [{"name": "metrics", "containerPort": PORTS["metrics"]}],
                     "resources": _resources(cpus, gpus, memory),
                     "securityContext": _security(),

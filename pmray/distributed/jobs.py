@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,18 +19,18 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from pmray.distributed.address import Address, Kind, address_of, knock, unreachable
 from pmray.errors import ClusterError
 from pmray.spec import Spec
-
-SPEC_FILE = "spec.yaml"
-COMMANDS = ("sweep", "fit", "pretrain", "rank", "evaluate", "watch", "doctor")
-"""What can be sent."""
+from pmray.submission import entrypoint
 
 OURS = "pmray"
 """Key of a job's metadata that says which command it is."""
 
-PASSED = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-"""Environment variables that a job gets from the submitter, beside those that the spec names."""
-
 POLL_SECONDS = 1.0
+
+LOGGERS = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    *("ray._private.runtime_env.packaging", "ray._private.authentication.http_token_authentication"),
+)
+"""Ray's, which tell each step of a submission."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def submit(
     """Send ``pmray COMMAND`` to a cluster.
 
     Args:
-        command: One of ``COMMANDS``.
+        command: One of ``submission.COMMANDS``.
         arguments: What follows the command, and the spec.
-        spec: Goes along as a file; its relative paths must mean the same there, see ``anchored``.
+        spec: Goes along as a file; its relative paths must mean the same there, see ``submission.anchored``.
         address: ``http://HOST:8265``, or ``HOST:6379`` or ``auto`` on a node of the cluster.
         environment: What the job finds there.
         job_id: By default Ray makes one.
@@ -77,10 +77,8 @@ def submit(
     asked = environment or Environment()
     with _client(address) as client, TemporaryDirectory() as folder:
         working = asked.working_dir or Path(folder)
-        given = [command, *arguments]
-        if spec is not None:
-            name = SPEC_FILE if asked.working_dir is None else f".pmray-{spec.name}-{time.time_ns()}.yaml"
-            given.insert(1, name)
+        name = f".pmray-{spec.name}-{time.time_ns()}.yaml" if spec else None
+        if spec is not None and name is not None:
             (working / name).write_text(spec.to_yaml())
         try:
             runtime: dict[str, Any] = {"working_dir": str(working), "env_vars": dict(asked.variables)}
@@ -88,7 +86,7 @@ def submit(
                 runtime["pip"] = str(asked.requirements)
             return str(
                 client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", "pmray", *given]),
+                    entrypoint=entrypoint(command, arguments, name),
                     submission_id=job_id,
                     runtime_env=runtime,
                     metadata={OURS: command, "run": spec.name if spec else ""},
@@ -97,7 +95,7 @@ def submit(
                 )
             )
         finally:
-            if spec is not None and asked.working_dir is not None:
+            if name is not None:
                 (working / name).unlink()
 
 
@@ -184,55 +182,6 @@ def stop(job_id: str, address: str | None = None, *, seconds: float = 60.0) -> d
         return _described(client.get_job_info(job_id))
 
 
-def anchored(spec: Spec, folder: Path, *, everything: bool = True) -> Spec:
-    """The spec with relative paths made absolute, as a command here would read it.
-
-    Args:
-        spec: As it was read.
-        folder: Where relative paths start.
-        everything: Also data and models, not only the storage and a registry in a file.
-    """
-    values = spec.model_dump(mode="json", exclude_defaults=True)
-    values["storage"] = _absolute(spec.storage, folder)
-    if spec.registry and spec.registry.startswith("sqlite:///") and not spec.registry.startswith("sqlite:////"):
-        values["registry"] = f"sqlite:///{folder / spec.registry.removeprefix('sqlite:///')}"
-    if not everything:
-        return Spec.model_validate(values)
-    for split in ("train", "validation", "test"):
-        source = values["data"].get(split)
-        if isinstance(source, str):
-            values["data"][split] = _absolute(source, folder)
-        elif isinstance(source, list):
-            values["data"][split] = [_absolute(one, folder) for one in source]
-    for candidate in values["candidates"]:
-        model = os.path.expandvars(candidate["model"])
-        if not model.startswith("package:") and Path(model).expanduser().is_dir():
-            candidate["model"] = str((folder / Path(model).expanduser()).absolute())
-    return Spec.model_validate(values)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    """A path from the root; URLs and data sets of the Hub as they are."""
-    if "://" in path or path.startswith("hub:"):
-        return path
-    return str(folder / Path(os.path.expandvars(path)).expanduser())
-
-
-def variables(named: Sequence[str]) -> dict[str, str]:
-    """Environment of a job: ``KEY=VALUE`` as given, ``KEY`` and what a run needs of this process's own.
-
-    Raises:
-        ClusterError: A ``KEY`` that is not set here.
-    """
-    found = {key: os.environ[key] for key in PASSED if key in os.environ}
-    for one in named:
-        key, equals, value = one.partition("=")
-        if not equals and key not in os.environ:
-            raise ClusterError(f"--env {key}: it is not set here; give KEY=VALUE.")
-        found[key] = value if equals else os.environ[key]
-    return found
-
-
 @contextmanager
 def _client(address: str | None) -> Iterator[JobSubmissionClient]:
     """Ray's client of a cluster's jobs; its errors become one sentence."""
@@ -242,6 +191,8 @@ def _client(address: str | None) -> Iterator[JobSubmissionClient]:
     knock(found)
     # Ray lets its variable win over what it is told.
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    for logger in LOGGERS:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     os.environ["RAY_API_SERVER_ADDRESS"] = found.value
     try:
         yield JobSubmissionClient(found.value)

@@ -26,6 +26,8 @@ def plan_table(plan: Any) -> RenderableType:
         "default recipe",
         "search",
         "workers x CPUs, GPUs",
+        "at once",
+        "memory",
         "a trial",
     ):
         candidates.add_column(
@@ -41,10 +43,12 @@ def plan_table(plan: Any) -> RenderableType:
             f"lr {recipe['lr']:g}, {recipe['epochs']:g} epochs, batch {recipe['batch_size']}",
             "; ".join(f"{field}: {values}" for field, values in one.space.items()),
             f"{one.workers} x {one.cpus:g} CPUs" + (f", {one.gpus:g} GPUs" if one.gpus else ""),
+            str(one.places),
+            f"{one.memory_bytes / 1e9:.1f} GB",
             f"about {duration(one.seconds)}",
         )
     for name, why in plan.unavailable.items():
-        candidates.add_row(name, "", "", "", f"unavailable: {why}", "", "", "", style="magenta")
+        candidates.add_row(name, "", "", "", f"unavailable: {why}", "", "", "", "", "", style="magenta")
     rows = ", ".join(f"{count} {name}" for name, count in plan.rows.items())
     fits = plan.finalists * plan.seeds
     rungs = " > ".join(map(str, plan.rungs))

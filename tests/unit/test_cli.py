@@ -100,7 +100,7 @@ def test_options_reach_the_workflow(run, spec, workflow):
         app(
             ["sweep", str(spec), "--set", "search.trials=4", "--set", "candidates.0={model: a/b, layers: 2}", "--fresh"]
         )
-    assert asked == [(4, 2, {"address": None, "fresh": True, "strict": False})]
+    assert asked == [(4, 2, {"address": None, "fresh": True, "strict": False, "force": False})]
 
 
 def test_recipes_are_read_as_yaml(run, spec, workflow, tmp_path):
@@ -110,7 +110,7 @@ def test_recipes_are_read_as_yaml(run, spec, workflow, tmp_path):
     workflow.fit = lambda spec, candidate, **options: asked.append((candidate, options)) or bundle
     code, out, _ = run("fit", spec, "--candidate", "bert", "--recipe", "lr=0.001", "--recipe", "dropout=null", "--json")
     assert (code, json.loads(out)["validation_score"]) == (0, 0.5)
-    assert asked == [("bert", {"recipe": {"lr": 0.001, "dropout": None}, "seed": 0, "address": None})]
+    assert asked == [("bert", {"recipe": {"lr": 0.001, "dropout": None}, "seed": 0, "address": None, "force": False})]
 
 
 def test_rank_as_json_can_be_parsed(run, spec, workflow):

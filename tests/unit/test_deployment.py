@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from jsonschema import Draft7Validator
 
 import pmray
-from pmray.deployment.manifests import Options, ray_cluster
+from pmray.deployment.manifests import Options
 from pmray.deployment.render import render
 from pmray.errors import SpecError
 
@@ -90,8 +91,8 @@ def objects(files):
 def test_kuberay_takes_what_is_rendered(schemas, storage):
     made = objects(render(spec(storage=storage), "kuberay", Options(spot={"node.kubernetes.io/lifecycle": "spot"})))
     ours = [one for one in made if one["kind"] in KUBERAY]
-    assert {one["kind"] for one in ours} == {"RayJob", "RayService"}
-    for one in [*ours, ray_cluster(spec(storage=storage), Options())]:
+    assert {one["kind"] for one in ours} == set(KUBERAY)
+    for one in ours:
         assert mistakes(one, schemas) == []
         assert one["metadata"]["name"].startswith("reviews-1-")
 
@@ -118,7 +119,7 @@ def test_kubernetes_takes_the_rest_of_what_is_rendered():
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     made = objects(render(spec(storage="/mnt/pmray"), "kuberay"))
     rest = [one for one in made if one["kind"] not in KUBERAY]
-    assert {one["kind"] for one in rest} == {"ConfigMap", "NetworkPolicy", "PodDisruptionBudget"}
+    assert {one["kind"] for one in rest} == {"ConfigMap", "CronJob", "NetworkPolicy", "PodDisruptionBudget"}
     job = next(one for one in made if one["kind"] == "RayJob")
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "head", **head["metadata"]}, "spec": head["spec"]}
@@ -160,13 +161,25 @@ def test_what_no_pod_can_find_is_refused():
         render(spec(), "kubray")
 
 
-def metrics_in(files):
-    """Names of all metrics that the rules and the dashboard ask for."""
+def metrics_in(files, prefix):
+    """Names of all metrics with that prefix that the rules and the dashboard ask for."""
     rules = yaml.safe_load(files["alerts.yaml"])["groups"][0]["rules"]
     panels = json.loads(files["dashboard.json"])["panels"]
     asked = [rule["expr"] for rule in rules] + [one["expr"] for panel in panels for one in panel["targets"]]
     assert len(asked) > 10
-    return {name for one in asked for name in re.findall(r"\b(?:pmray|ray)_[a-z_]+", one)}
+    return {name for one in asked for name in re.findall(rf"\b{prefix}_[a-z_]+", one)}
+
+
+def test_the_endpoint_has_every_metric_that_is_asked_for():
+    from pmray.serving.live import _Gauges
+    from pmray.serving.metrics import ServingMetrics
+
+    writer = SimpleNamespace(waiting=0, dropped=0, failure=None)
+    live = _Gauges(SimpleNamespace(writer=writer, skipped=0, seen={})).collect()
+    families = [*ServingMetrics().registry.collect(), *live]
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    there = {f"{one.name}{suffix}" for one in families for suffix in suffixes[one.type]}
+    assert metrics_in(render(spec(), "serve"), "pmray") <= there
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
@@ -189,5 +202,6 @@ def test_the_examples_are_what_the_spec_renders_today(tmp_path):
         told = CliRunner().invoke(app, ["deploy", "render", *arguments])
         assert told.exit_code == 0, told.output
     for file in tmp_path.iterdir():
-        example = ROOT / "deploy" / "example" / file.name
+        folder = "cluster" if file.name == "raycluster.yaml" else "deploy/example"
+        example = ROOT / folder / file.name
         assert file.read_text() == example.read_text(), f"render deploy/example/{file.name} again"

@@ -18,7 +18,7 @@ import numpy as np
 from pmray.bundle import Bundle
 from pmray.errors import RegistryError
 from pmray.preparation import Prepared
-from pmray.registry import _client as open_client
+from pmray.registry import open_client
 from pmray.run import FINDINGS, LEDGER, REPORT, VERDICT, Run, read_json
 from pmray.selection.ledger import Outcome, latest
 from pmray.spec import digest
@@ -231,7 +231,7 @@ def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str) 
 
 def _write_candidate(client: MlflowClient, run: str, name: str, outcomes: Sequence[Outcome], story: Story) -> None:
     """The best score, what the rank stage said, and the test scores of a finalist."""
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric
 
     end = max(_times(one)[1] for one in outcomes)
     metrics = {}
@@ -250,14 +250,14 @@ def _write_candidate(client: MlflowClient, run: str, name: str, outcomes: Sequen
     facts: dict[str, Any] = {}
     for one in outcomes:
         facts |= {key: one.facts[key] for key in ("family", "revision") if key in one.facts}
-    params = [Param(key, str(value)) for key, value in {"candidate": name, **facts}.items()]
-    client.log_batch(run, [Metric(key, value, end, 0) for key, value in metrics.items()], params)
+    client.log_batch(run, [Metric(key, value, end, 0) for key, value in metrics.items()])
+    _add_params(client, run, {"candidate": name, **facts})
 
 
 def _write_sweep(client: MlflowClient, run: str, story: Story) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
-    client.log_batch(run, params=[Param(key, str(value)[:LONGEST]) for key, value in story.params.items()])
+    _add_params(client, run, story.params)
     if verdict := story.verdict:
         end = max(_times(one)[1] for one in story.outcomes)
         line = next(line for line in verdict["lines"] if line["name"] == verdict["winner"])
@@ -285,6 +285,17 @@ def _write_sweep(client: MlflowClient, run: str, story: Story) -> None:
             client.log_artifact(run, str(file))
 
 
+def _add_params(client: MlflowClient, run: str, params: Mapping[str, Any]) -> None:
+    """Write parameters; those that have changed since, as a spec may, become tags, for MLflow keeps the first value."""
+    from mlflow.entities import Param, RunTag
+
+    known = client.get_run(run).data.params
+    told = {name: str(value)[:LONGEST] for name, value in params.items()}
+    new = [Param(name, value) for name, value in told.items() if name not in known]
+    changed = [RunTag(f"now: {name}", value) for name, value in told.items() if known.get(name, value) != value]
+    client.log_batch(run, params=new, tags=changed)
+
+
 def _test_metrics(line: Mapping[str, Any], metric: str) -> dict[str, float]:
     found = {f"test_{name}": float(score["value"]) for name, score in line["metrics"].items()}
     return found | {f"test_{metric}_{side}": float(line["score"][side]) for side in ("low", "high")}
@@ -303,10 +314,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w./-]+", "_", name)
 
 
-def describe_model(bundle: Bundle) -> None:
+def describe_model(bundle: Bundle) -> tuple[str, ...]:
     """Add MLflow's description to a bundle: signature, input example, and how ``mlflow.pyfunc`` opens it.
 
     Then ``mlflow.pyfunc.load_model("models:/NAME@champion").predict(rows)`` answers as the endpoint does.
+
+    Returns:
+        Names of the files.
     """
     import pandas as pd
     from mlflow import pyfunc
@@ -324,3 +338,4 @@ def describe_model(bundle: Bundle) -> None:
     )
     pyfunc.add_to_model(model, loader_module="pmray.mlflow_model")
     model.save(str(bundle.folder / MLMODEL))
+    return MLMODEL, example

@@ -93,6 +93,14 @@ def test_writing_it_again_changes_nothing_and_a_fresh_run_is_another(place):
     assert len(runs_of(client)) == before
 
 
+def test_a_spec_that_changed_keeps_what_was_first_and_tells_what_is_now(place):
+    client, uri, whole, _ = place
+    track(whole._replace(params={"task": "another", "search.trials": 9}), uri)
+    top = next(one for one in runs_of(client).values() if "mlflow.parentRunId" not in one.data.tags)
+    assert top.data.params == {"task": "text-classification", "search.trials": "9"}
+    assert top.data.tags["now: task"] == "another"
+
+
 def test_a_version_belongs_to_the_trial_that_made_it_and_opens_by_pyfunc(place, tmp_path):
     import mlflow
     import pandas as pd

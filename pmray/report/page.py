@@ -204,7 +204,7 @@ def _run_header(facts: RunFacts) -> Markup:
             ("corrected for the choice", f"{corrected.value:.3f}", f"{corrected.low:.3f} to {corrected.high:.3f}"),
             ("sealed test rows", f"{verdict['rows']:,}", ""),
             ("a row takes", f"{best.latency_ms:.1f} ms", "one at a time"),
-            ("size", _millions(best.parameters), "parameters"),
+            ("size", _size(best.parameters), "parameters"),
         ]
     else:
         done = [one for trials in trials_of(facts.outcomes).values() for one in trials]
@@ -273,7 +273,7 @@ def _leaderboard(facts: RunFacts) -> Section | None:
                 *(f"{one.metrics[name].value:.3f}" for name in others),
                 _or_dash(one.validation_score, "{:.3f}"),
                 _or_dash(one.latency_ms, "{:.1f}"),
-                _millions(one.parameters),
+                _size(one.parameters),
                 "-" if one.training_seconds is None else duration(one.training_seconds),
                 _or_dash(one.p_value, "{:.2g}"),
             )
@@ -636,7 +636,7 @@ def _costs_told(one: Standing) -> str:
     if not one.baseline:
         told += [
             f"{one.latency_ms:.1f} ms/row",
-            f"{_millions(one.parameters)} parameters",
+            f"{_size(one.parameters)} parameters",
             f"{duration(one.training_seconds or 0.0)} training",
             f"{one.seeds} seeds",
         ]
@@ -668,8 +668,8 @@ def _signed(paired: Any) -> str:
     return f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
 
 
-def _millions(parameters: int | None) -> str:
-    return "-" if parameters is None else f"{parameters / 1e6:.1f} M"
+def _size(parameters: int | None) -> str:
+    return "-" if parameters is None else number(parameters)
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -334,12 +334,6 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             ended_trials[outcome.key] = outcome
             board.end(work.key, outcome)
 
-        def begun(work: Work) -> None:
-            if work.key in board.rows and board.rows[work.key].status != "running":
-                # It waited at a rung, or failed: it ends once more.
-                board.ended -= 1
-            board.start(work.key, *described(prepared, work))
-
         run_trials(
             search,
             lambda proposal: prepared.work(
@@ -351,7 +345,7 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             reduction=spec.search.reduction if spec.search.stop else math.inf,
             enough=lambda: enough() is not None,
             scratch=run.scratch,
-            on_start=begun,
+            on_start=lambda work: board.start(work.key, *described(prepared, work)),
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
             earlier=known_trials,

@@ -153,8 +153,14 @@ class TrialBoard:
         )
 
     def start(self, key: str, candidate: str, detail: str, budget: int) -> None:
-        """A trial has started (or started anew)."""
-        self.rows[key] = _Row(candidate, detail, budget, time.time())
+        """A trial has started, started anew, or goes on after it had been stopped."""
+        before = self.rows.get(key)
+        self.rows[key] = row = _Row(candidate, detail, budget, time.time())
+        if before is not None:
+            row.examples, row.score = before.examples, before.score
+            if before.status != "running":
+                self.ended -= 1
+                self._spared -= before.budget - before.examples
         told = {"candidate": candidate, "recipe": detail, "budget": budget}
         tell(self.console, "trial_started", stage=self.title, key=key, **told)
 

@@ -132,8 +132,19 @@ def test_a_failure_without_a_score_is_told_and_leads_nothing(capsys):
     assert "1 failed" in plain.file.getvalue()
 
 
+def test_a_trial_that_goes_on_is_counted_once(capsys):
+    shown = board(people(events=True))
+    for _ in play(shown):
+        shown.start("b", "llama", "lr=0.001", 100)
+        assert shown.ended == 1
+        shown.rung("b", 100, 0.6)
+    last = [one for one in lines_of(capsys) if one["event"] == "rung"][-1]
+    # 200 of 300 examples were seen, and the third trial runs.
+    assert last["seconds_left"] == pytest.approx(last["elapsed"] / 2, abs=0.1)
+
+
 def test_only_budgets_that_are_set_are_told():
-    spent = Spent(examples=500, gpu_seconds=1800)
+    spent = Spent({"a": (500, 1800.0)})
     assert spent.used(Search(), 60) == []
     assert spent.used(Search(hours=2, examples=1000, gpu_hours=1), 3600) == [
         ("hours", 1.0, 2.0), ("examples", 500.0, 1000.0), ("GPU-hours", 0.5, 1.0)

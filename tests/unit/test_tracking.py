@@ -1,6 +1,7 @@
 """A run in MLflow: nested, with curves, data and files; the model as MLflow opens it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,17 @@ def test_writing_it_again_changes_nothing_and_a_fresh_run_is_another(place):
     before = len(runs_of(client))
     assert track(whole, uri) == ids
     assert len(runs_of(client)) == before
+
+
+def test_a_trial_that_went_on_goes_on_in_mlflow(place):
+    client, uri, whole, ids = place
+    stopped = next(one for one in whole.outcomes if one.status == "stopped")
+    longer = replace(stopped, status="done", examples=180, curve=(*stopped.curve, (180, 0.9)))
+    others = [one for one in whole.outcomes if one.key != stopped.key]
+    assert track(whole._replace(outcomes=[*others, longer]), uri) == ids
+    history = client.get_metric_history(ids[stopped.key], "validation_f1_macro")
+    assert [(one.step, one.value) for one in history] == list(longer.curve)
+    assert client.get_run(ids[stopped.key]).info.status == "FINISHED"
 
 
 def test_a_spec_that_changed_keeps_what_was_first_and_tells_what_is_now(place):

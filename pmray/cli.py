@@ -335,7 +335,8 @@ def evaluate(
     if predictions:
         save_predictions(found, predictions)
     if report:
-        from pmray.report.page import evaluation_page, write_page
+        from pmray.report.evaluation_page import evaluation_page
+        from pmray.report.html import write_page
 
         console.print(f"report: {write_page(report, evaluation_page(found))}")
     return found.to_json(), lambda console: console.print(evaluation_table(found))
@@ -375,7 +376,8 @@ def compare(
             progress=progress,
         )
     if report:
-        from pmray.report.page import comparison_page, write_page
+        from pmray.report.evaluation_page import comparison_page
+        from pmray.report.html import write_page
 
         console.print(f"report: {write_page(report, comparison_page(found))}")
     return found.to_json(), lambda console: console.print(comparison_table(found))

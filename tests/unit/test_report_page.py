@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from pmray.errors import DataError, LedgerError
-from pmray.report.page import comparison_page, evaluation_page, write_page
+from pmray.report.evaluation_page import comparison_page, evaluation_page
+from pmray.report.html import write_page
 from pmray.reporting import write_report
 from pmray.run import LEDGER, VERDICT
 from tests.made_run import made_run

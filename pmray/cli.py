@@ -66,7 +66,7 @@ Columns = Annotated[
     ),
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write neither notes nor progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write neither notes nor progress, only the answer.")]
 
 MODEL_KINDS = (
     "Bundle folder, NAME[@alias] in the registry, URL of an endpoint, folder or Hub id of a transformers model with a "
@@ -201,12 +201,14 @@ def rank(
     checked = _spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
+    from pmray.report.console import rank_table
     from pmray.report.progress import people
     from pmray.workflow import rank as rank_candidates
 
     console = people(events=as_json, quiet=quiet)
     ranked = rank_candidates(checked, address=address, strict=strict, force=force, console=console)
-    return [asdict(one) for one in ranked], None
+    # The table stands among the notes, unless these are not wanted.
+    return [asdict(one) for one in ranked], (lambda answer: answer.print(rank_table(ranked))) if quiet else None
 
 
 @app.command()
@@ -228,19 +230,17 @@ def sweep(
     """Find, prove, export and register the best model. Run it again to continue after any interruption."""
     changes = [*(set_ or ()), *(["search.until_sure=true"] if until_sure else [])]
     checked = _spec(spec, changes)  # before the imports, which take seconds
+    from pmray.report.console import key_values
     from pmray.report.progress import people
     from pmray.workflow import sweep as run_sweep
 
     console = people(events=as_json, quiet=quiet)
     swept = run_sweep(checked, address=address, fresh=fresh, strict=strict, force=force, console=console)
-    result = {
-        "folder": swept.folder,
-        "bundle": swept.bundle,
-        "version": str(swept.version),
-        "report": swept.report,
-        **swept.verdict.to_json(),
-    }
-    return result, None
+    made = {"folder": swept.folder, "bundle": swept.bundle, "version": str(swept.version), "report": swept.report}
+    result = {**made, **swept.verdict.to_json()}
+    # The verdict stands among the notes, unless these are not wanted.
+    told = {"verdict": swept.verdict.words[0], **made}
+    return result, (lambda answer: answer.print(key_values("", told))) if quiet else None
 
 
 @app.command()
@@ -346,7 +346,8 @@ def evaluate(
     if predictions:
         save_predictions(found, predictions)
     if report:
-        from pmray.report.page import evaluation_page, write_page
+        from pmray.report.evaluation_page import evaluation_page
+        from pmray.report.html import write_page
 
         console.print(f"report: {write_page(report, evaluation_page(found))}")
     return found.to_json(), lambda console: console.print(evaluation_table(found))
@@ -386,7 +387,8 @@ def compare(
             progress=progress,
         )
     if report:
-        from pmray.report.page import comparison_page, write_page
+        from pmray.report.evaluation_page import comparison_page
+        from pmray.report.html import write_page
 
         console.print(f"report: {write_page(report, comparison_page(found))}")
     return found.to_json(), lambda console: console.print(comparison_table(found))

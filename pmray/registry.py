@@ -69,7 +69,7 @@ def register(
     Raises:
         RegistryError: The registry cannot be reached.
     """
-    client = _client(uri)
+    client = open_client(uri)
     from mlflow.exceptions import MlflowException
 
     name, key = bundle.name, str(bundle.settings["key"])
@@ -107,7 +107,7 @@ def find(reference: str, uri: str) -> Version:
     Raises:
         RegistryError: There is no such model, alias or version, or its folder is gone.
     """
-    client = _client(uri)
+    client = open_client(uri)
     from mlflow.exceptions import MlflowException
 
     name, _, alias = reference.partition("@")
@@ -159,7 +159,7 @@ def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
     """
     version = find(reference, uri)
     open_bundle(version.folder)
-    client = _client(uri)
+    client = open_client(uri)
     before = _aliases(client, version.name).get(alias)
     if alias == CHAMPION and before not in (None, version.version):
         client.set_registered_model_alias(version.name, PREVIOUS, before)
@@ -176,14 +176,14 @@ def aliases(name: str, uri: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return _aliases(_client(uri), name)
+        return _aliases(open_client(uri), name)
     except MlflowException as error:
         raise RegistryError(f"{name} is no model in {uri} ({error.message})") from None
 
 
 def withdraw(name: str, alias: str, uri: str) -> None:
     """Take an alias away from whoever has it."""
-    client = _client(uri)
+    client = open_client(uri)
     if alias in _aliases(client, name):
         client.delete_registered_model_alias(name, alias)
 
@@ -198,10 +198,15 @@ def reach(uri: str) -> None:
     Raises:
         RegistryError: It cannot be reached.
     """
-    _client(uri)
+    open_client(uri)
 
 
-def _client(uri: str) -> MlflowClient:
+def open_client(uri: str) -> MlflowClient:
+    """Open MLflow, quietly.
+
+    Raises:
+        RegistryError: It cannot be reached.
+    """
     # MLflow reports its database migrations, one line each, at INFO; and it looks for a git binary.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for logger in ("mlflow", "alembic"):

@@ -10,8 +10,9 @@ import yaml
 from pmray.data.encode import read_arrow
 from pmray.data.load import read_sealed
 from pmray.errors import DataError
-from pmray.report.page import RunFacts, run_page, write_page
+from pmray.report.html import write_page
 from pmray.report.row_facts import Predictions, RowFacts, row_facts
+from pmray.report.run_page import RunFacts, run_page
 from pmray.run import FINDINGS, LEDGER, REPORT, VERDICT, read_json
 from pmray.selection.ledger import Outcome, latest, read_ledger
 from pmray.spec import CACHE

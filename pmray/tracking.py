@@ -18,7 +18,7 @@ import numpy as np
 from pmray.bundle import Bundle
 from pmray.errors import RegistryError
 from pmray.preparation import Prepared
-from pmray.registry import _client as open_client
+from pmray.registry import open_client
 from pmray.run import FINDINGS, LEDGER, REPORT, VERDICT, Run, read_json
 from pmray.selection.ledger import Outcome, latest
 from pmray.spec import digest
@@ -26,8 +26,8 @@ from pmray.spec import digest
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-SWEEP, KEY = "pmray.sweep", "pmray.key"
-"""Tags by which runs are found again."""
+SWEEP, KEY, EXAMPLES = "pmray.sweep", "pmray.key", "pmray.examples"
+"""Tags by which runs are found again, and which say how far a trial had come when it was written."""
 STATES = {"done": "FINISHED", "stopped": "KILLED"}
 """State of an outcome -> status of its MLflow run; all others have failed."""
 LONGEST = 5_000
@@ -130,7 +130,7 @@ def _write(story: Story, client: MlflowClient, uri: str) -> dict[str, str]:
     # A run that goes on has the same first line; one that began anew has another.
     first = story.outcomes[0]
     sweep = digest(f"{first.key} {first.time}")
-    known = _known(client, experiment, sweep)
+    known, told = _known(client, experiment, sweep)
 
     def run(key: str, name: str, parent: str | None, began: int, **tags: str) -> str:
         if key not in known:
@@ -148,11 +148,13 @@ def _write(story: Story, client: MlflowClient, uri: str) -> dict[str, str]:
         for number, outcome in enumerate(outcomes, start=1):
             if outcome.stage == "rank":
                 continue
-            is_new = outcome.key not in known
             name = f"{candidate}, seed {outcome.seed}" if outcome.stage == "final" else f"{candidate}, {number}"
             written[outcome.key] = run(outcome.key, name, one, _times(outcome)[0], **{"pmray.stage": outcome.stage})
-            if is_new:
-                _write_trial(client, written[outcome.key], outcome, story.metric)
+            before = told.get(outcome.key)
+            if before != outcome.examples:
+                _write_trial(
+                    client, written[outcome.key], outcome, story.metric, after=-1 if before is None else before
+                )
         _write_candidate(client, one, candidate, outcomes, story)
         client.set_terminated(one, "FINISHED" if any(_ended_well(o) for o in outcomes) else "FAILED", end)
     _write_sweep(client, whole, story)
@@ -170,15 +172,17 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     return str(client.create_experiment(name, place.absolute().as_uri() if place else None, tags=kind))
 
 
-def _known(client: MlflowClient, experiment: str, sweep: str) -> dict[str, str]:
-    """Key -> id of the runs that MLflow has."""
+def _known(client: MlflowClient, experiment: str, sweep: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Key -> id of the runs that MLflow has, and key -> examples of the trials among them that are written."""
     found: dict[str, str] = {}
+    told: dict[str, int] = {}
     token = None
     while True:
         page = client.search_runs([experiment], f"tags.`{SWEEP}` = '{sweep}'", max_results=1000, page_token=token)
         found |= {one.data.tags[KEY]: one.info.run_id for one in page}
+        told |= {one.data.tags[KEY]: int(one.data.tags[EXAMPLES]) for one in page if EXAMPLES in one.data.tags}
         if not (token := page.token):
-            return found
+            return found, told
 
 
 def _by_candidate(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
@@ -199,7 +203,8 @@ def _times(outcome: Outcome) -> tuple[int, int]:
     return int(1000 * (end - outcome.seconds)), int(1000 * end)
 
 
-def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str) -> None:
+def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str, *, after: int) -> None:
+    """Write a trial, of one that went on only what came after so many examples."""
     from mlflow.entities import Metric, Param, RunTag
 
     start, end = _times(outcome)
@@ -208,6 +213,7 @@ def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str) 
         # When a rung was reached is not recorded: examples are seen at an even pace.
         Metric(f"validation_{metric}", score, start + (end - start) * seen // max(1, examples), seen)
         for seen, score in outcome.curve
+        if seen > after
     ]
     if outcome.score is not None:
         metrics.append(Metric("best", outcome.score, end, 0))
@@ -220,6 +226,7 @@ def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str) 
     metrics.append(Metric("seconds", outcome.seconds, end, 0))
     params = {"candidate": outcome.candidate, "seed": outcome.seed, **outcome.recipe}
     tags = {"pmray.status": outcome.status, "host": outcome.facts.get("host"), "pmray.error": outcome.error}
+    tags[EXAMPLES] = str(outcome.examples)
     client.log_batch(
         run,
         metrics,
@@ -231,7 +238,7 @@ def _write_trial(client: MlflowClient, run: str, outcome: Outcome, metric: str) 
 
 def _write_candidate(client: MlflowClient, run: str, name: str, outcomes: Sequence[Outcome], story: Story) -> None:
     """The best score, what the rank stage said, and the test scores of a finalist."""
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Metric
 
     end = max(_times(one)[1] for one in outcomes)
     metrics = {}
@@ -250,14 +257,14 @@ def _write_candidate(client: MlflowClient, run: str, name: str, outcomes: Sequen
     facts: dict[str, Any] = {}
     for one in outcomes:
         facts |= {key: one.facts[key] for key in ("family", "revision") if key in one.facts}
-    params = [Param(key, str(value)) for key, value in {"candidate": name, **facts}.items()]
-    client.log_batch(run, [Metric(key, value, end, 0) for key, value in metrics.items()], params)
+    client.log_batch(run, [Metric(key, value, end, 0) for key, value in metrics.items()])
+    _add_params(client, run, {"candidate": name, **facts})
 
 
 def _write_sweep(client: MlflowClient, run: str, story: Story) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
-    client.log_batch(run, params=[Param(key, str(value)[:LONGEST]) for key, value in story.params.items()])
+    _add_params(client, run, story.params)
     if verdict := story.verdict:
         end = max(_times(one)[1] for one in story.outcomes)
         line = next(line for line in verdict["lines"] if line["name"] == verdict["winner"])
@@ -285,6 +292,17 @@ def _write_sweep(client: MlflowClient, run: str, story: Story) -> None:
             client.log_artifact(run, str(file))
 
 
+def _add_params(client: MlflowClient, run: str, params: Mapping[str, Any]) -> None:
+    """Write parameters; those that have changed since, as a spec may, become tags, for MLflow keeps the first value."""
+    from mlflow.entities import Param, RunTag
+
+    known = client.get_run(run).data.params
+    told = {name: str(value)[:LONGEST] for name, value in params.items()}
+    new = [Param(name, value) for name, value in told.items() if name not in known]
+    changed = [RunTag(f"now: {name}", value) for name, value in told.items() if known.get(name, value) != value]
+    client.log_batch(run, params=new, tags=changed)
+
+
 def _test_metrics(line: Mapping[str, Any], metric: str) -> dict[str, float]:
     found = {f"test_{name}": float(score["value"]) for name, score in line["metrics"].items()}
     return found | {f"test_{metric}_{side}": float(line["score"][side]) for side in ("low", "high")}
@@ -303,10 +321,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w./-]+", "_", name)
 
 
-def describe_model(bundle: Bundle) -> None:
+def describe_model(bundle: Bundle) -> tuple[str, ...]:
     """Add MLflow's description to a bundle: signature, input example, and how ``mlflow.pyfunc`` opens it.
 
     Then ``mlflow.pyfunc.load_model("models:/NAME@champion").predict(rows)`` answers as the endpoint does.
+
+    Returns:
+        Names of the files.
     """
     import pandas as pd
     from mlflow import pyfunc
@@ -324,3 +345,4 @@ def describe_model(bundle: Bundle) -> None:
     )
     pyfunc.add_to_model(model, loader_module="pmray.mlflow_model")
     model.save(str(bundle.folder / MLMODEL))
+    return MLMODEL, example

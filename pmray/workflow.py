@@ -26,7 +26,7 @@ from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.distributed.doctor import checked
 from pmray.distributed.searchers import check_algorithm, search_of
 from pmray.distributed.tune import run_trials
-from pmray.errors import NoVerdict
+from pmray.errors import NoVerdict, RegistryError
 from pmray.export import export, has_weights, is_exported
 from pmray.fitting import described, encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import Prepared
@@ -160,7 +160,7 @@ def sweep(
                 works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
         bundle = _export(prepared, run, winner, verdict)
         report = _report(run, console)
-        version = _register(prepared, run, bundle, verdict, winner)
+        version = _register(prepared, run, bundle, verdict, winner, console)
         _tidy(run)
         console.print(verdict_panel(verdict))
         if table := failures_table(list(latest(run.ledger.outcomes).values())):
@@ -350,12 +350,6 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
                     without_state.add(one.trial)
                     run.discard_state(one.trial)
 
-        def begun(work: Work) -> None:
-            if work.key in board.rows and board.rows[work.key].status != "running":
-                # It waited at a rung, or failed: it ends once more.
-                board.ended -= 1
-            board.start(work.key, *described(prepared, work))
-
         run_trials(
             search,
             lambda proposal: prepared.work(
@@ -367,7 +361,7 @@ def _search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity
             reduction=spec.search.reduction if spec.search.stop else math.inf,
             enough=lambda: enough() is not None,
             scratch=run.scratch,
-            on_start=begun,
+            on_start=lambda work: board.start(work.key, *described(prepared, work)),
             on_rung=lambda work, rung: board.rung(work.key, rung.examples, rung.score),
             on_end=ended,
             earlier=known_trials,
@@ -647,23 +641,33 @@ def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> 
     return export(prepared, run, winner, run.bundle, verdict=verdict, deployed_score=deployed)
 
 
-def _register(prepared: Prepared, run: Run, bundle: Path, verdict: Verdict, winner: Outcome) -> Version:
+def _register(
+    prepared: Prepared, run: Run, bundle: Path, verdict: Verdict, winner: Outcome, console: Console
+) -> Version:
     line = verdict.line(verdict.winner)
     metrics = {f"test_{name}": interval.value for name, interval in line.metrics.items()}
     metrics |= {f"test_{verdict.metric}_low": line.score.low, f"test_{verdict.metric}_high": line.score.high}
     params = {"candidate": winner.candidate, "seed": winner.seed, **winner.recipe}
     uri = prepared.spec.registry_uri
-    runs = track(story_of(prepared, run), uri)
+    runs: dict[str, str] = {}
+    try:
+        with console.status("writing to MLflow"):
+            runs = track(story_of(prepared, run), uri)
+    except RegistryError as error:
+        # What stands in the ledger can be written again; the winner is registered in any case.
+        console.print(f"[yellow]{error}[/]")
     source = prepared.spec.location(bundle) if is_remote(prepared.spec.storage) else ""
     opened = open_bundle(bundle)
-    describe_model(opened)
+    run.keep(*(f"{bundle.name}/{name}" for name in describe_model(opened)))
     return register(opened, uri, metrics=metrics, params=params, run_id=runs.get(winner.key), source=source)
 
 
 def _report(run: Run, console: Console) -> Path | None:
     """Write the report; what goes wrong there does not undo a decision."""
     try:
-        return write_report(run.folder)
+        path = write_report(run.folder)
+        run.keep(path.name)
+        return path
     except Exception as error:  # noqa: BLE001
         console.print(f"[yellow]the report could not be written ({error}); `pmray report {run.folder}` tries again[/]")
         return None

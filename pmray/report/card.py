@@ -11,13 +11,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader
 
 from pmray.report.cost import Cost
-from pmray.scoring.intervals import Interval
 from pmray.selection.verdict import Verdict, show
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MOST_LABELS = 30
 """Labels of which the counts are listed."""
-METRICS = {"mcc": "matthews_correlation", "span_f1": "f1", "subset_accuracy": "accuracy"}
+METRICS = {
+    "balanced_accuracy": "balanced_accuracy",
+    "mcc": "matthews_correlation",
+    "span_f1": "f1",
+    "subset_accuracy": "accuracy",
+}
 """Our name of a metric -> the Hub's, where it is not the part before the first underscore."""
 
 EXAMPLES = {
@@ -101,7 +105,8 @@ def metadata(settings: Mapping[str, Any], verdict: Verdict | None, facts: CardFa
     results = []
     if verdict:
         line = verdict.line(verdict.winner)
-        first = {verdict.metric: line.score}
+        others = {name: score for name, score in line.metrics.items() if name != verdict.metric}
+        scores = {verdict.metric: line.score, **others}
         results = [
             EvalResult(
                 task_type=task,
@@ -112,8 +117,7 @@ def metadata(settings: Mapping[str, Any], verdict: Verdict | None, facts: CardFa
                 metric_name=f"{name} ({score.level:.0%} interval {score.low:.4f} to {score.high:.4f})",
                 metric_value=round(score.value, 4),
             )
-            for name, score in {**first, **line.metrics}.items()
-            if isinstance(score, Interval)
+            for name, score in scores.items()
         ]
     return ModelCardData(
         model_name=settings["name"],

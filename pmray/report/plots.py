@@ -127,7 +127,7 @@ def effect_plot(candidate: str, effect: Effect, score: str) -> Markup:
 def reliability_plot(found: Reliability) -> Markup:
     """Share right against confidence, with 95 % intervals; the dashed line is where they agree."""
     full = [one for one in found.bins if one.count >= FEW_PREDICTIONS]
-    low = min((value for one in full for value in (one.confidence, one.right)), default=0.0)
+    low = min([one.confidence for one in found.bins] + [one.right for one in full])
     start = max(0.0, min(0.45, low - 0.05))
     plot = Plot(
         f"Share right against confidence in {len(found.bins)} bins; expected calibration error {found.ece:.3f}",
@@ -140,5 +140,5 @@ def reliability_plot(found: Reliability) -> Markup:
         share = binomtest(round(one.count * one.right), one.count).proportion_ci(method="wilson")
         plot.bar(one.confidence, max(start, share.low), share.high, "s0" if one in full else "s0 faded")
         told = f"{one.count} predictions: confidence {one.confidence:.3f}, right {one.right:.3f}"
-        plot.mark(one.confidence, one.right, 0, "s0" if one in full else "s0 open faded", told)
+        plot.mark(one.confidence, max(start, one.right), 0, "s0" if one in full else "s0 open faded", told)
     return plot.svg()

@@ -153,8 +153,14 @@ class TrialBoard:
         )
 
     def start(self, key: str, candidate: str, detail: str, budget: int) -> None:
-        """A trial has started (or started anew)."""
-        self.rows[key] = _Row(candidate, detail, budget, time.time())
+        """A trial has started, started anew, or goes on after it had been stopped."""
+        before = self.rows.get(key)
+        self.rows[key] = row = _Row(candidate, detail, budget, time.time())
+        if before is not None:
+            row.examples, row.score = before.examples, before.score
+            if before.status != "running":
+                self.ended -= 1
+                self._spared -= before.budget - before.examples
         told = {"candidate": candidate, "recipe": detail, "budget": budget}
         tell(self.console, "trial_started", stage=self.title, key=key, **told)
 
@@ -210,7 +216,7 @@ class TrialBoard:
         running = [row for row in self.rows.values() if row.status == "running"]
         if running:
             parts.append(self._running(running))
-        if told := [f"{name} {used:.4g} of {most:.4g}" for name, used, most in self.budgets()]:
+        if told := [f"{name} {_amount(used)} of {_amount(most)}" for name, used, most in self.budgets()]:
             parts.append(Text(f"budget: {', '.join(told)}"))
         parts.append(Text(self._left(), style="dim"))
         return Group(*parts)
@@ -282,3 +288,12 @@ class TrialBoard:
 def _rank(row: _Row) -> tuple[bool, float]:
     """Best last; those without a score first."""
     return row.score is not None, row.score or 0.0
+
+
+def _amount(value: float) -> str:
+    """A number as people read it.
+
+    >>> _amount(0.0123), _amount(130.0), _amount(20_000)
+    ('0.012', '130', '20,000')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

@@ -1,4 +1,4 @@
-"""What a model's predictions have to tell, computed from scores and labels: small tuples that ``page`` draws."""
+"""What a model's predictions have to tell, computed from scores and labels: small tuples that ``run_page`` draws."""
 
 from __future__ import annotations
 

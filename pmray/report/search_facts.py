@@ -1,4 +1,4 @@
-"""What a search has to tell, computed from its ledger and verdict: small tuples that ``page`` draws.
+"""What a search has to tell, computed from its ledger and verdict: small tuples that ``run_page`` draws.
 
 Nothing here reads a file or draws a line.
 """

@@ -90,6 +90,24 @@ def test_the_bundle_answers_as_its_golden_rows_say_and_as_transformers_does(swep
         assert {one["label"]: one["score"] for one in theirs} == pytest.approx(mine, abs=1e-4)
 
 
+def test_a_sweep_ends_with_a_report_a_card_and_runs_in_mlflow(swept):
+    from huggingface_hub import ModelCard
+    from mlflow.tracking import MlflowClient
+
+    result, spec = swept
+    assert result.report == result.folder / "report.html"
+    assert '<section id="leaderboard"' in result.report.read_text()
+    card = ModelCard.load(result.bundle / "README.md")
+    assert card.data.eval_results[0].metric_value == round(result.verdict.line(result.verdict.winner).score.value, 4)
+    client = MlflowClient(tracking_uri=spec.registry_uri)
+    made_by = client.get_run(client.get_model_version(result.version.name, result.version.version).run_id)
+    assert made_by.data.params["candidate"] == result.verdict.winner
+    candidate = client.get_run(made_by.data.tags["mlflow.parentRunId"])
+    whole = candidate.data.tags["mlflow.parentRunId"]
+    assert {"report.html", "ledger.jsonl", "verdict.json"} <= {one.path for one in client.list_artifacts(whole)}
+    assert "signature" in (result.bundle / "MLmodel").read_text()
+
+
 def test_running_again_repeats_nothing_and_says_the_same(swept):
     result, spec = swept
     before = read_ledger(result.folder / "ledger.jsonl")

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from pmray.errors import DataError, LedgerError
-from pmray.report.page import comparison_page, evaluation_page, write_page
+from pmray.report.evaluation_page import comparison_page, evaluation_page
+from pmray.report.html import write_page
 from pmray.reporting import write_report
 from pmray.run import LEDGER, VERDICT
 from tests.made_run import made_run
@@ -140,3 +141,28 @@ def test_evaluations_and_comparisons_have_reports_in_small(tmp_path):
     page = write_page(tmp_path / "c.html", comparison_page(both)).read_text()
     assert sections(page) == ("scores", "pairs", "disagreements")
     assert "bad.csv" in page
+
+
+def test_rows_with_several_labels_count_each_label(tmp_path):
+    def rows(count, seed=0):
+        return [
+            {**row, "label": [row["label"], *(["long"] if len(row["text"]) > 50 else [])]}
+            for row in tiny_rows(count, seed)
+        ]
+
+    page = write_report(made_run(tmp_path, rows=rows).folder).read_text()
+    assert sections(page) == SECTIONS
+    assert "said but false" in page
+
+
+def test_of_many_classes_the_worst_and_the_most_frequent_confusions_are_shown(tmp_path):
+    def rows(count, seed=0):
+        return [
+            {**row, "label": f"class {(7 * n) % 24}", "group": f"g{seed}-{n // 2}"}
+            for n, row in enumerate(tiny_rows(2 * count, seed))
+        ]
+
+    page = write_report(made_run(tmp_path, rows=rows).folder).read_text()
+    assert "the 20 worst" in page
+    assert "Most frequent confusions" in page
+    assert 'class="matrix"' not in page.split("<body>")[1]

@@ -303,7 +303,8 @@ def build_router(keeper: Scorekeeper, models: Models, *, max_rows: int) -> APIRo
 
     def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
         content = {"application/json": {"schema": ERROR}}
-        return {one: {"description": REFUSALS[one], "content": content} for one in statuses}
+        told = {404: "No such model is served here.", **REFUSALS}
+        return {one: {"description": told[one], "content": content} for one in statuses}
 
     bulk = {"type": "array", "minItems": 1, "items": FEEDBACK}
     body = {"anyOf": [FEEDBACK, {"type": "object", "properties": {"feedback": bulk}, "required": ["feedback"]}]}
@@ -342,7 +343,7 @@ def build_router(keeper: Scorekeeper, models: Models, *, max_rows: int) -> APIRo
         received = [next(answers) if isinstance(one, Feedback) else {"error": one} for one in read]
         return json_response({"received": received} if several else received[0])
 
-    @router.get("/v1/live", responses=refused(401, 403, 503))
+    @router.get("/v1/live", responses=refused(401, 403, 404, 422, 503))
     async def live(model: str | None = Query(None, description="Default: the model of /v1/predict")) -> Response:
         """The score on labels that came, beside the promised one; drift; champion and challenger."""
         try:

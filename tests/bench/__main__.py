@@ -1,6 +1,6 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import coverage, data_checks, encoding, fit, trial_overhead, utilisation
+from tests.bench import coverage, data_checks, encoding, fit, live, trial_overhead, utilisation
 
 data_checks.main()
 coverage.main()
@@ -8,3 +8,4 @@ trial_overhead.main()
 encoding.main(rows=500_000)
 fit.main()
 utilisation.main()
+live.main()

@@ -44,6 +44,9 @@ from pmray.tasks.base import Task
 FRESH_S = 10.0
 """How long a status holds for whoever asks."""
 
+GAUGES = 5
+"""Checks from one look at the scores for Prometheus to the next; a look may take a second."""
+
 FUTURE_S = 86_400.0
 """A label whose time is further ahead is a mistake: it would outrank all later ones."""
 
@@ -225,7 +228,7 @@ class Scorekeeper:
                 with suppress(PmrayError):  # the writer has already said that the store is away
                     await asyncio.to_thread(self._note, check)
             with suppress(PmrayError):
-                await self.status(None, fresh_s=min(FRESH_S, self.settings.check_s))
+                await self.status(None, fresh_s=GAUGES * self.settings.check_s)
 
 
 class _Gauges:

@@ -206,8 +206,11 @@ def aliases(name: str, uri: str) -> dict[str, str]:
 
     try:
         return _aliases(_client(uri), name)
-    except MlflowException as error:
-        raise RegistryError(f"{name} is no model in {uri} ({error.message})") from None
+    except MlflowException:
+        known = [model.name for model in _client(uri).search_registered_models()]
+        hint = nearest(name, known)
+        told = f"did you mean {hint!r}?" if hint else f"known: {', '.join(known) or 'none yet'}"
+        raise RegistryError(f"{name} is no model in {uri}; {told}") from None
 
 
 def withdraw(name: str, alias: str, uri: str) -> None:

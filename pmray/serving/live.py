@@ -69,6 +69,10 @@ class Models(Protocol):
         """The version that is compared with it; None where there is none."""
         ...
 
+    def previous(self, name: str) -> Served | None:
+        """The version that was served before, to be gone back to; None where there is none."""
+        ...
+
     async def problem(self, service: Service) -> str | None:
         """Run a version's golden rows; None when all is as it was at export."""
         ...
@@ -172,7 +176,13 @@ class Scorekeeper:
         champion, other = sides
         assert champion is not None
         return status(
-            self._opened(), champion, name=model.name, now=time.time(), challenger=other, days=self.settings.days
+            self._opened(),
+            champion,
+            name=model.name,
+            now=time.time(),
+            challenger=other,
+            previous=self.models.previous(model.name),
+            days=self.settings.days,
         )
 
     def _note(self, check: Check) -> None:

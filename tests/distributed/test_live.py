@@ -86,6 +86,8 @@ def test_labels_a_challenger_and_a_promotion(place):
             return reply.json()["model"]["version"] == "2"
 
         wait_for(versions)
+        # The page and a round would go back to the same version.
+        wait_for(lambda: client.get("/v1/live").json()["decision"]["numbers"]["facts"]["previous"] == "1")
     store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from pmray import storage
-from pmray.bundle import Bundle, open_bundle
+from pmray.bundle import SETTINGS, Bundle, open_bundle
 from pmray.errors import RegistryError, nearest
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def register(
             version = client.create_model_version(
                 name, source=source or bundle.folder.as_uri(), run_id=made_by, tags={"pmray.key": key}
             )
-        client.set_registered_model_alias(name, alias, version.version)
+        _give(client, name, alias, str(version.version))
     except MlflowException as error:
         raise RegistryError(f"the registry at {uri} refused {name!r}: {error.message}") from None
     return Version(name, str(version.version), bundle.folder, (alias,))
@@ -134,7 +135,37 @@ def find(reference: str, uri: str) -> Version:
         folder = _brought(found.source)
     if not folder.is_dir():
         raise RegistryError(f"{name} version {found.version} points to {folder}, which is gone; run its sweep again.")
+    key = found.tags.get("pmray.key")
+    if key is not None and (folder / SETTINGS).is_file() and str(open_bundle(folder).settings["key"]) != key:
+        raise RegistryError(
+            f"{name} version {found.version} points to {folder}, which a later sweep has replaced; run its sweep again "
+            "under another name, or use the later version."
+        )
     return Version(name, str(found.version), folder, tuple(found.aliases))
+
+
+def keep(bundle: Bundle, folder: Path) -> Bundle:
+    """Give a bundle a second folder, which stays when the first is replaced; hard links where the disk has them.
+
+    Args:
+        bundle: Whole.
+        folder: Of its own, such as one named after its key; what is there already stays.
+    """
+    if not (folder / SETTINGS).is_file():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(bundle.folder, partial, copy_function=_linked)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    return open_bundle(folder)
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def _brought(source: str) -> Path:
@@ -160,11 +191,9 @@ def promote(reference: str, uri: str, *, alias: str = CHAMPION) -> Version:
     version = find(reference, uri)
     open_bundle(version.folder)
     client = open_client(uri)
-    before = _aliases(client, version.name).get(alias)
-    if alias == CHAMPION and before not in (None, version.version):
-        client.set_registered_model_alias(version.name, PREVIOUS, before)
-    client.set_registered_model_alias(version.name, alias, version.version)
-    return Version(version.name, version.version, version.folder, tuple(sorted({*version.aliases, alias})))
+    _give(client, version.name, alias, version.version)
+    has = sorted(one for one, owner in _aliases(client, version.name).items() if owner == version.version)
+    return Version(version.name, version.version, version.folder, tuple(has))
 
 
 def aliases(name: str, uri: str) -> dict[str, str]:
@@ -177,8 +206,11 @@ def aliases(name: str, uri: str) -> dict[str, str]:
 
     try:
         return _aliases(open_client(uri), name)
-    except MlflowException as error:
-        raise RegistryError(f"{name} is no model in {uri} ({error.message})") from None
+    except MlflowException:
+        known = [model.name for model in open_client(uri).search_registered_models()]
+        hint = nearest(name, known)
+        told = f"did you mean {hint!r}?" if hint else f"known: {', '.join(known) or 'none yet'}"
+        raise RegistryError(f"{name} is no model in {uri}; {told}") from None
 
 
 def withdraw(name: str, alias: str, uri: str) -> None:
@@ -186,6 +218,13 @@ def withdraw(name: str, alias: str, uri: str) -> None:
     client = open_client(uri)
     if alias in _aliases(client, name):
         client.delete_registered_model_alias(name, alias)
+
+
+def _give(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    before = _aliases(client, name).get(alias)
+    if alias == CHAMPION and before not in (None, version):
+        client.set_registered_model_alias(name, PREVIOUS, before)
+    client.set_registered_model_alias(name, alias, version)
 
 
 def _aliases(client: MlflowClient, name: str) -> dict[str, str]:

@@ -34,6 +34,9 @@ from pmray.storage import check_location, is_remote, local, location_of
 CACHE = "cache"
 """Folder of loaded and encoded data, beside the run folders."""
 
+REGISTERED = "registered"
+"""Folder of the bundles that have a version in the registry, beside the run folders."""
+
 EXPERIENCE = "experience.jsonl"
 """File of how models did on earlier data, beside the run folders."""
 
@@ -576,8 +579,8 @@ class Spec(Section):
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
             raise ValueError(f"use letters, digits, '.', '_' and '-' only, but got {value!r}")
-        if value == CACHE:
-            raise ValueError(f"{value!r} is the folder of encoded data in `storage`; use another name")
+        if value in (CACHE, REGISTERED):
+            raise ValueError(f"{value!r} is a folder of pmray's own in `storage`; use another name")
         return value
 
     @field_validator("storage")
@@ -654,6 +657,11 @@ class Spec(Section):
         if asked is False:
             return None
         return self.folder.parent / EXPERIENCE if asked is True else Path(asked).expanduser().absolute()
+
+    @property
+    def registered(self) -> Path:
+        """The folder of the bundles that were registered, one a version; they stay when a run has another winner."""
+        return self.folder.parent / REGISTERED / self.name
 
     @property
     def registry_uri(self) -> str:

@@ -31,7 +31,7 @@ from pmray.export import export, has_weights, is_exported
 from pmray.fitting import described, encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import Prepared
 from pmray.ranking import current_trials, experience_of, learn, rank_stage, ranking_agreement, signature
-from pmray.registry import Version, register
+from pmray.registry import Version, keep, register
 from pmray.report.console import failures_table, verdict_panel
 from pmray.report.progress import TrialBoard, people
 from pmray.reporting import write_report
@@ -659,6 +659,9 @@ def _register(
     source = prepared.spec.location(bundle) if is_remote(prepared.spec.storage) else ""
     opened = open_bundle(bundle)
     run.keep(*(f"{bundle.name}/{name}" for name in describe_model(opened)))
+    if not source:
+        # `bundle` is replaced by the next winner; a version that is rolled back to must still be there.
+        opened = keep(opened, prepared.spec.registered / str(opened.settings["key"]))
     return register(opened, uri, metrics=metrics, params=params, run_id=runs.get(winner.key), source=source)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmray.scoring.intervals import CELLS, PARTS, TIE, resampled, shared_lines
+from pmray.scoring.intervals import CELLS, PARTS, resampled, shared_lines
 from pmray.scoring.metrics import Metric, Outcomes
 
 MIN_ROWS = 50
@@ -140,6 +140,7 @@ def anytime_interval(
     alpha = 1 - level
     rho2 = (-2 * np.log(alpha) + np.log(-2 * np.log(alpha) + 1)) / tightest_at
     scaled = rows * rho2 + 1
-    # s = error sqrt(t), so that one t of the formula's t^2 goes.
-    half = np.where(error > TIE, error, 0.0) * np.sqrt(2 * scaled / (rows * rho2) * np.log(np.sqrt(scaled) / alpha))
+    # Models that gave the same answers so far may differ on the next row: as if one row in t did, much as the "rule of
+    # three" bounds what was never seen. s = error sqrt(t), so that one t of the formula's t^2 goes.
+    half = np.maximum(error, 1 / rows) * np.sqrt(2 * scaled / (rows * rho2) * np.log(np.sqrt(scaled) / alpha))
     return value - half, value + half

@@ -33,9 +33,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pmray.bundle import GOLDEN_TOLERANCE, open_bundle
 from pmray.distributed.cluster import connected
 from pmray.errors import EndpointError, PmrayError, RegistryError, SpecError
+from pmray.live import status as live
 from pmray.live.store import URL_VARIABLE, default_url
 from pmray.predictors import resolve
-from pmray.registry import CHALLENGER
+from pmray.registry import CHALLENGER, PREVIOUS
 from pmray.serving import haproxy
 from pmray.serving.batching import Batcher
 from pmray.serving.guard import Limits
@@ -179,6 +180,8 @@ class Ingress:
         self.thread = ThreadPoolExecutor(1)
         self.challengers: dict[str, Service] = {}
         """Name of a model -> the version that is compared with the one that is served."""
+        self.before: dict[str, live.Served] = {}
+        """Name of a model -> the version that was served before."""
         self.keeper = self._scorekeeper()
         self.recorder: Recorder | None = self.keeper
         router = build_router(self.keeper, self, max_rows=self.settings.max_rows) if self.keeper else plain_router(self)
@@ -226,6 +229,10 @@ class Ingress:
     def challenger(self, name: str) -> Service | None:
         """The version that is compared with it; None where there is none."""
         return self.challengers.get(name)
+
+    def previous(self, name: str) -> live.Served | None:
+        """The version that was served before."""
+        return self.before.get(name)
 
     def routed(self, service: Service) -> Service:
         """Who answers a request to a model: itself, or by the canary's weight its challenger."""
@@ -311,21 +318,30 @@ class Ingress:
         return Service(one.name, one.version, reader, batcher, max_rows=self.settings.max_rows, serving=measured)
 
     def _scorekeeper(self) -> Scorekeeper | None:
-        live = self.settings.live
-        url = live.store or default_url(self.arguments.registry)
-        return Scorekeeper(url, live, self, self.metrics.registry) if live.on and url else None
+        settings = self.settings.live
+        url = settings.store or default_url(self.arguments.registry)
+        return Scorekeeper(url, settings, self, self.metrics.registry) if settings.on and url else None
 
-    async def _look_for_challenger(self, one: Served) -> None:
-        """Open the version that the registry calls challenger, or let go of the one that it does so no more."""
-        try:
-            found = await asyncio.to_thread(served, f"{one.name}@{CHALLENGER}", self.arguments.registry)
-        except RegistryError:
-            found = None
+    async def _look_beside(self, one: Served) -> None:
+        """Open the version that the registry calls challenger, or let go of the one that it does so no more; and note
+        which version it would go back to.
+        """
+        found, before = await asyncio.gather(*(self._beside(one.name, alias) for alias in (CHALLENGER, PREVIOUS)))
+        if before is None:
+            self.before.pop(one.name, None)
+        else:
+            self.before[one.name] = live.Served(before.version, await asyncio.to_thread(open_bundle, before.folder))
         now = self.challengers.get(one.name)
         if found is None or found.version == self.known[one.name].version:
             self.challengers.pop(one.name, None)
         elif now is None or now.version != found.version:
             self.challengers[one.name] = await self._service(found)
+
+    async def _beside(self, name: str, alias: str) -> Served | None:
+        try:
+            return await asyncio.to_thread(served, f"{name}@{alias}", self.arguments.registry)
+        except RegistryError:
+            return None
 
     def _batcher(self, name: str, folder: str, rate: float) -> Batcher:
         settings = self.settings
@@ -396,7 +412,7 @@ class Ingress:
                         async with self.opening:
                             await self._open(now)
                     if self.keeper and one.name in self.services:
-                        await self._look_for_challenger(one)
+                        await self._look_beside(one)
                 except Exception:
                     # A registry that is away for a while, or a version that does not open: what is served stays.
                     log.exception("%s stays at version %s", one.reference, one.version)
@@ -529,12 +545,12 @@ def deploy(
     models = [str(one.folder) if one.version == "-" else one.reference for one in found]
     port = settings.port or haproxy.free_port(settings.host)
     _check_free(settings.host, port)
-    live = settings.live
-    if live.store is None and URL_VARIABLE not in os.environ:
+    keeping = settings.live
+    if keeping.store is None and URL_VARIABLE not in os.environ:
         # A path, which processes in other working folders cannot work out. The variable may hold a password: it stays
         # in the environment.
-        live = live.model_copy(update={"store": default_url(registry)})
-    settings = settings.model_copy(update={"port": port, "live": live})
+        keeping = keeping.model_copy(update={"store": default_url(registry)})
+    settings = settings.model_copy(update={"port": port, "live": keeping})
     arguments = Arguments(model=models, registry=registry, serve=settings, no_auth=no_auth)
     for name, value in haproxy.settings().items():
         os.environ.setdefault(name, value)

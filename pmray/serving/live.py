@@ -44,6 +44,9 @@ from pmray.tasks.base import Task
 FRESH_S = 10.0
 """How long a status holds for whoever asks."""
 
+GAUGES = 5
+"""Checks from one look at the scores for Prometheus to the next; a look may take a second."""
+
 FUTURE_S = 86_400.0
 """A label whose time is further ahead is a mistake: it would outrank all later ones."""
 
@@ -64,6 +67,10 @@ class Models(Protocol):
 
     def challenger(self, name: str) -> Service | None:
         """The version that is compared with it; None where there is none."""
+        ...
+
+    def previous(self, name: str) -> Served | None:
+        """The version that was served before, to be gone back to; None where there is none."""
         ...
 
     async def problem(self, service: Service) -> str | None:
@@ -169,7 +176,13 @@ class Scorekeeper:
         champion, other = sides
         assert champion is not None
         return status(
-            self._opened(), champion, name=model.name, now=time.time(), challenger=other, days=self.settings.days
+            self._opened(),
+            champion,
+            name=model.name,
+            now=time.time(),
+            challenger=other,
+            previous=self.models.previous(model.name),
+            days=self.settings.days,
         )
 
     def _note(self, check: Check) -> None:
@@ -225,7 +238,7 @@ class Scorekeeper:
                 with suppress(PmrayError):  # the writer has already said that the store is away
                     await asyncio.to_thread(self._note, check)
             with suppress(PmrayError):
-                await self.status(None, fresh_s=min(FRESH_S, self.settings.check_s))
+                await self.status(None, fresh_s=GAUGES * self.settings.check_s)
 
 
 class _Gauges:
@@ -303,7 +316,8 @@ def build_router(keeper: Scorekeeper, models: Models, *, max_rows: int) -> APIRo
 
     def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
         content = {"application/json": {"schema": ERROR}}
-        return {one: {"description": REFUSALS[one], "content": content} for one in statuses}
+        told = {404: "No such model is served here.", **REFUSALS}
+        return {one: {"description": told[one], "content": content} for one in statuses}
 
     bulk = {"type": "array", "minItems": 1, "items": FEEDBACK}
     body = {"anyOf": [FEEDBACK, {"type": "object", "properties": {"feedback": bulk}, "required": ["feedback"]}]}
@@ -342,7 +356,7 @@ def build_router(keeper: Scorekeeper, models: Models, *, max_rows: int) -> APIRo
         received = [next(answers) if isinstance(one, Feedback) else {"error": one} for one in read]
         return json_response({"received": received} if several else received[0])
 
-    @router.get("/v1/live", responses=refused(401, 403, 503))
+    @router.get("/v1/live", responses=refused(401, 403, 404, 422, 503))
     async def live(model: str | None = Query(None, description="Default: the model of /v1/predict")) -> Response:
         """The score on labels that came, beside the promised one; drift; champion and challenger."""
         try:

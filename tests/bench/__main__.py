@@ -1,6 +1,6 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import coverage, data_checks, encoding, fit, report, trial_overhead, utilisation
+from tests.bench import coverage, data_checks, encoding, fit, live, report, trial_overhead, utilisation
 
 data_checks.main()
 coverage.main()
@@ -9,3 +9,4 @@ encoding.main(rows=500_000)
 fit.main()
 utilisation.main()
 report.main()
+live.main()

@@ -43,6 +43,9 @@ class TwoVersions(OneModel):
     def routed(self, service):
         return self.keeper.routed(service) if self.keeper else service
 
+    def previous(self, name):
+        return None
+
     async def problem(self, service):
         return "golden rows differ" if service is self.other else None
 

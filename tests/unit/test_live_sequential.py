@@ -51,8 +51,11 @@ def test_few_rows_and_rows_that_are_all_alike_prove_nothing():
     same = np.zeros((200, 2), int)
     assert score_sequence(accuracy, same[:49]) is None
     found = difference_sequence(f1, same, same)
-    assert (found.low, found.value, found.high) == (0, 0, 0)
-    assert decide(Facts("1", "2", difference=found)).kind == "keep"
+    assert (found.value, found.error) == (0, 0)
+    assert found.low == -found.high < -0.01
+    assert decide(Facts("1", "2", difference=found)).kind == "wait"
+    many = np.zeros((2_000, 2), int)
+    assert decide(Facts("1", "2", difference=difference_sequence(f1, many, many))).kind == "keep"
 
 
 def test_whoever_looks_all_the_time_is_wrong_no_more_often_than_promised():

@@ -7,7 +7,7 @@ import pytest
 
 from pmray.bundle import open_bundle
 from pmray.errors import DataError, RegistryError
-from pmray.registry import Version, aliases, find, promote, register, withdraw
+from pmray.registry import Version, aliases, find, keep, promote, register, withdraw
 from tests.tiny import tiny_bundle
 
 
@@ -30,7 +30,7 @@ def test_every_bundle_is_a_version_and_the_latest_is_champion(place):
     uri, (first, second) = place
     assert [str(first), str(second)] == ["tiny version 1", "tiny version 2"]
     assert find("tiny", uri) == find("tiny@champion", uri) == second
-    assert find("tiny/1", uri) == Version("tiny", "1", first.folder)
+    assert find("tiny/1", uri) == Version("tiny", "1", first.folder, ("previous",))
 
 
 def test_the_same_bundle_again_is_the_version_it_has(place):
@@ -115,3 +115,28 @@ def test_a_folder_with_a_space_is_found_again(place, tmp_path):
     (spaced / "pmray.json").write_text(json.dumps({**settings, "name": "spaced"}))
     register(open_bundle(spaced), uri, metrics={}, params={})
     assert find("spaced", uri).folder == spaced
+
+
+def test_a_kept_bundle_outlives_the_one_that_replaces_it(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'registry.db'}"
+    bundle = open_bundle(tiny_bundle(tmp_path / "bundle"))
+    kept = keep(bundle, tmp_path / "registered" / "0")
+    assert keep(bundle, tmp_path / "registered" / "0") == kept
+    register(kept, uri, metrics={}, params={})
+    register(bundle, uri, metrics={}, params={})  # the version it has: of the same key
+    shutil.rmtree(bundle.folder)
+    assert find("tiny", uri).folder == kept.folder
+    assert kept.golden().num_rows > 0
+
+
+def test_a_version_whose_files_were_replaced_is_an_error_and_not_another_model(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'registry.db'}"
+    folder = tiny_bundle(tmp_path / "bundle")
+    register(open_bundle(folder), uri, metrics={}, params={})
+    settings = json.loads((folder / "pmray.json").read_text())
+    (folder / "pmray.json").write_text(json.dumps({**settings, "key": "later"}))
+    register(open_bundle(folder), uri, metrics={}, params={})
+    assert aliases("tiny", uri) == {"champion": "2", "previous": "1"}
+    assert find("tiny", uri).version == "2"
+    with pytest.raises(RegistryError, match="which a later sweep has replaced"):
+        find("tiny@previous", uri)

@@ -47,7 +47,7 @@ def turned_round(folder):
     return other
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, seconds=300):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "it did not come to that"

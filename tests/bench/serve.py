@@ -219,6 +219,8 @@ def fill_of(port: int) -> tuple[float, float]:
 
 def main() -> None:
     """Run the bench and print a table."""
+    # Whoever ends the bench ends its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 8.0
     ways = sys.argv[3:] or list(WAYS)
     console, lines = Console(width=160), []

@@ -130,8 +130,7 @@ def test_no_answer_is_wrong_and_none_is_missing_whatever_is_killed_or_replaced(t
         assert not wrong
         assert answered[0] == "1"
         assert answered[-1] == "2"
-        family = psutil.Process(server.pid).children(recursive=True)
-        assert any("haproxy" in one.name() for one in family)
+        haproxies = [one for one in psutil.Process(server.pid).children(recursive=True) if one.name() == "haproxy"]
         log_text = (tmp_path / "log").read_text()
         assert key not in log_text
         assert json.dumps(TEXTS[0]) not in log_text
@@ -139,5 +138,6 @@ def test_no_answer_is_wrong_and_none_is_missing_whatever_is_killed_or_replaced(t
         ended.set()
         server.send_signal(signal.SIGKILL)
         server.wait()
-    # HAProxy used to stay behind with the port.
-    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family), 60)
+    # It used to stay behind with the port. Ray's own processes end in their time.
+    assert haproxies
+    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in haproxies))

@@ -1,6 +1,6 @@
 """Whatever is sent to an endpoint, it answers, never with a 5xx: cases from its OpenAPI document, and raw bodies.
 
-``PMRAY_FUZZ`` sets how many cases are tried for each route (default 25; 250 are more than 2,000 in all).
+``PMRAY_FUZZ`` sets how many cases are tried for each route (default 25; 400 are 2,000 in all).
 """
 
 import json
@@ -61,7 +61,7 @@ def test_no_case_of_the_openapi_document_is_a_failure_of_the_server(app):
 
         run()
     assert seen[200] > len(list(schema.get_all_operations()))
-    if CASES > 100:
+    if CASES >= 400:
         assert sum(seen.values()) >= 2_000, seen
 
 

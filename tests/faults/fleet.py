@@ -47,7 +47,7 @@ def write_spec(folder: Path, epochs: int = 12) -> Path:
         {**llama, "resources": {"workers": 2}},
         {**bert, "name": "roberta", "model": str(tiny_model(folder / "roberta", "roberta"))},
     ]
-    spec["search"] = {"trials": 4, "finalists": 2, "seeds": 2, "rank_rows": 60, "rungs": 0, "state_seconds": 1,
+    spec["search"] = {"trials": 4, "finalists": 2, "seeds": 1, "rank_rows": 60, "rungs": 0, "state_seconds": 1,
                       "keep_after_rank": 1.0}  # fmt: skip
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(spec))

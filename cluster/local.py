@@ -30,13 +30,17 @@ class Node:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path, inside: Sequence[str] = ()
     ) -> None:
-        with log.open("ab") as file:
+        self.command = [*inside, sys.executable, "-m", "ray.scripts.scripts", *command]
+        self.environment, self.log = dict(environment), log
+        self.ended = False
+        """Whether somebody ended it."""
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        with self.log.open("ab") as file:
             self.process = subprocess.Popen(
-                [*inside, sys.executable, "-m", "ray.scripts.scripts", *command],
-                env=dict(environment),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                self.command, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def family(self) -> list[psutil.Process]:
@@ -48,6 +52,7 @@ class Node:
 
     def kill(self) -> None:
         """End it as a power cut does."""
+        self.ended = True
         for one in self.family():
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
@@ -55,6 +60,7 @@ class Node:
 
     def stop(self) -> None:
         """End it in good order, and what does not end by itself."""
+        self.ended = True
         family = self.family()
         self.process.terminate()
         _, alive = psutil.wait_procs(family, timeout=15)
@@ -187,6 +193,10 @@ class LocalCluster:
         while found != count:
             if time.monotonic() > until:
                 raise TimeoutError(f"{found} nodes are alive, not {count}; see {self.folder}/*.log")
+            for node in self.workers:
+                # Ray gives a node 30 seconds to start, which a busy machine does not.
+                if node.process.poll() is not None and not node.ended:
+                    node.start()
             with suppress(httpx.HTTPError):
                 found = self.nodes()
             time.sleep(0.5)

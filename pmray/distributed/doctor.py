@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pmray import storage
 from pmray.diagnosis import MUST_AGREE, SHOULD_AGREE, Diagnosis, NodeFacts, Problem, diagnose
 from pmray.distributed import probe as probes
-from pmray.distributed.cluster import AVOIDED, Capacity, avoided_nodes, capacity, connected
+from pmray.distributed.cluster import AVOIDED, QUIET, Capacity, avoided_nodes, capacity, connected
 from pmray.errors import ClusterError, RegistryError
 from pmray.spec import Spec
 
@@ -107,8 +107,6 @@ def _leave_out(nodes: Sequence[str]) -> Capacity:
     context = ray.get_runtime_context()
     address, namespace = context.gcs_address, context.namespace
     ray.shutdown()
-    from pmray.distributed.cluster import QUIET
-
     ray.init(address=address, namespace=namespace, runtime_env={"env_vars": {AVOIDED: os.environ[AVOIDED]}}, **QUIET)
     return capacity()
 

@@ -1,6 +1,6 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import coverage, data_checks, encoding, fit, live, report, trial_overhead, utilisation
+from tests.bench import coverage, data_checks, encoding, fit, fleet, live, report, trial_overhead, utilisation
 
 data_checks.main()
 coverage.main()
@@ -10,3 +10,4 @@ fit.main()
 utilisation.main()
 report.main()
 live.main()
+fleet.main()

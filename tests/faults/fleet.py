@@ -6,6 +6,7 @@ against a sweep that nothing happened to: the same verdict, nothing finished rep
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ PATIENCE = 600
 """Seconds until a scenario is given up."""
 
 
-def write_spec(folder: Path, epochs: int = 30) -> Path:
+def write_spec(folder: Path, epochs: int = 12) -> Path:
     """One recipe for each candidate, so that every order of events must end alike; one asks for two workers."""
     spec = tiny_spec(folder)
     recipe = {**RECIPE, "epochs": epochs, "lr": 1e-3, "precision": "fp32"}
@@ -46,7 +47,7 @@ def write_spec(folder: Path, epochs: int = 30) -> Path:
         {**llama, "resources": {"workers": 2}},
         {**bert, "name": "roberta", "model": str(tiny_model(folder / "roberta", "roberta"))},
     ]
-    spec["search"] = {"trials": 4, "finalists": 2, "seeds": 2, "rank_rows": 60, "rungs": 0, "state_seconds": 1,
+    spec["search"] = {"trials": 4, "finalists": 2, "seeds": 1, "rank_rows": 60, "rungs": 0, "state_seconds": 1,
                       "keep_after_rank": 1.0}  # fmt: skip
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -90,6 +91,8 @@ def start(cluster: LocalCluster | None, folder: Path, *more: str, inside: Sequen
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+    # No driver outlives a scenario that was broken off.
+    atexit.register(process.kill)
     return Sweep(folder, process)
 
 

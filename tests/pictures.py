@@ -28,7 +28,7 @@ def main(run: str) -> None:
             )
             path = page.picture(FOLDER / f"{name}.png", clip={"x": 0, "y": top, "width": WIDTH, "height": bottom - top})
             # Few colours: a third of the size.
-            Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+            Image.open(path).convert("RGB").quantize(64, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
             print(path, path.stat().st_size)
 
 

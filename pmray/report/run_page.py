@@ -77,7 +77,9 @@ def _run_header(facts: RunFacts) -> Markup:
         ]
     else:
         done = [one for trials in trials_of(facts.outcomes).values() for one in trials]
-        tiles = [("state", "not decided", "no test row was opened"), ("trials with a score", str(len(done)), "")]
+        opened = any(one.stage == "test" for one in facts.outcomes)
+        rows = "the test rows were opened" if opened else "no test row was opened"
+        tiles = [("state", "not decided", rows), ("trials with a score", str(len(done)), "")]
         if done:
             best_trial = max(done, key=lambda one: one.score or 0.0)
             tiles.append(("best on validation", f"{best_trial.score:.3f}", best_trial.candidate))

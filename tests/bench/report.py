@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 from pmray.reporting import write_report
 from tests.made_run import made_run
@@ -24,13 +24,14 @@ def main(trials: int = 100) -> None:
             spec = made_run(
                 Path(folder), task, trials=trials, rows=lambda count, seed=0, rows=rows: rows(TIMES * count, seed)
             )
-            seconds = []
+            walls, cpus = [], []
             for _ in range(3):
-                began = perf_counter()
+                began, used = perf_counter(), process_time()
                 path = write_report(spec.folder)
-                seconds.append(perf_counter() - began)
-            told = " ".join(f"{one:.2f}" for one in seconds)
-            print(f"{task}: {trials} trials, {told} s (first, second, third), {path.stat().st_size / 1e3:.0f} kB")
+                walls.append(f"{perf_counter() - began:.2f}")
+                cpus.append(f"{process_time() - used:.2f}")
+            size = path.stat().st_size / 1e3
+            print(f"{task}: {trials} trials, {', '.join(walls)} s ({', '.join(cpus)} s of CPU time), {size:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def test_more_trials_continue_the_run(swept):
     before = {one.key for one in read_ledger(result.folder / "ledger.jsonl")}
     more = pmray.spec_from(spec, ["search.trials=5"])
     new = [one for one in pmray.sweep(more).outcomes if one.key not in before]
-    assert sum(one.stage == "sweep" for one in new) == 1
+    # A trial that waited at a rung has a line each time it stopped.
+    assert len({one.key for one in new if one.stage == "sweep"}) == 1
 
 
 def test_two_workers_fit_like_one_sharded_or_not(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from pmray.reporting import write_report
 from tests.browser import browser, chromium
 from tests.made_run import made_run
-from tests.unit.test_report_page import SECTIONS
+from tests.unit.test_report_page import SECTIONS, small_reports
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium here (PMRAY_CHROMIUM may name one)")
 
@@ -77,6 +77,17 @@ def test_a_report_can_be_read_by_everybody(page, reports, task, width, dark):
     assert page.run(UNNAMED) == []
     assert page.run(BARE) == []
     assert page.run(CONTRAST) == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_reports_in_small_can_be_read_by_everybody(page, tmp_path, dark):
+    _, *paths = small_reports(tmp_path)
+    for path in paths:
+        page.open(path.as_uri(), 390, dark=dark)
+        assert page.problems() == []
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert page.run(UNNAMED) == []
+        assert page.run(CONTRAST) == []
 
 
 def test_headings_go_down_one_level_at_a_time(page, reports):

@@ -122,25 +122,31 @@ def test_the_command_names_the_file_and_answers_json(decided, tmp_path):
     assert lost.stderr.startswith("error: Unknown run")
 
 
-def test_evaluations_and_comparisons_have_reports_in_small(tmp_path):
+def small_reports(folder):
+    """An evaluation and a comparison of made-up predictions, and the files of their reports."""
     from pmray.comparison import compare
     from pmray.evaluation import evaluate
 
     rows = tiny_rows(120)
-    data = tmp_path / "rows.csv"
+    data = folder / "rows.csv"
     data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
     for name, every in (("good", 10), ("bad", 3)):
         said = [row["label"] if n % every else "negative" for n, row in enumerate(rows)]
-        (tmp_path / f"{name}.csv").write_text("prediction\n" + "".join(f"{one}\n" for one in said))
-    good, bad = str(tmp_path / "good.csv"), str(tmp_path / "bad.csv")
-    found = evaluate(bad, str(data), errors=3, slices="auto", min_slice_rows=10, draws=100)
-    page = write_page(tmp_path / "e.html", evaluation_page(found)).read_text()
+        (folder / f"{name}.csv").write_text("prediction\n" + "".join(f"{one}\n" for one in said))
+    good, bad = str(folder / "good.csv"), str(folder / "bad.csv")
+    evaluated = evaluate(bad, str(data), errors=3, slices="auto", min_slice_rows=10, draws=100)
+    compared = compare([good, bad], str(data), draws=200)
+    first = write_page(folder / "evaluation.html", evaluation_page(evaluated))
+    return evaluated, first, write_page(folder / "comparison.html", comparison_page(compared))
+
+
+def test_evaluations_and_comparisons_have_reports_in_small(tmp_path):
+    evaluated, first, second = small_reports(tmp_path)
+    page = first.read_text()
     assert {"metrics", "classes", "mistakes"} <= set(sections(page))
-    assert found.mistakes[0].inputs["text"] in page
-    both = compare([good, bad], str(data), draws=200)
-    page = write_page(tmp_path / "c.html", comparison_page(both)).read_text()
-    assert sections(page) == ("scores", "pairs", "disagreements")
-    assert "bad.csv" in page
+    assert evaluated.mistakes[0].inputs["text"] in page
+    assert sections(second.read_text()) == ("scores", "pairs", "disagreements")
+    assert "bad.csv" in second.read_text()
 
 
 def test_rows_with_several_labels_count_each_label(tmp_path):

@@ -42,7 +42,7 @@ from pmray.spec import Live
 from pmray.tasks.base import Task
 
 FRESH_S, LEAST_S = 10.0, 1.0
-"""How long a status holds for whoever asks; and how long although labels have come meanwhile."""
+"""How long a status holds for whoever asks; where labels have come meanwhile, the time from one look to the next."""
 
 GAUGES = 5
 """Checks from one look at the scores for Prometheus to the next; a look may take a second."""
@@ -168,8 +168,11 @@ class Scorekeeper:
             return None
         async with self._looking:
             known = self.seen.get(model.name)
-            holds = LEAST_S if known and known.time < self._labelled else fresh_s
-            if known is None or known.version != model.version or time.time() - known.time > min(holds, fresh_s):
+            age = time.time() - known.time if known else fresh_s
+            outdated = known is None or known.version != model.version or known.time < self._labelled
+            if known and known.time < self._labelled and age < LEAST_S:
+                await asyncio.sleep(LEAST_S - age)  # labels may come all the time; a look costs up to a second
+            if outdated or age >= fresh_s:
                 challenger = self.models.challenger(model.name)
                 self.seen[model.name] = await asyncio.to_thread(self._status, model, challenger)
             return self.seen[model.name]

@@ -41,8 +41,8 @@ from pmray.serving.service import Service
 from pmray.spec import Live
 from pmray.tasks.base import Task
 
-FRESH_S = 10.0
-"""How long a status holds for whoever asks."""
+FRESH_S, LEAST_S = 10.0, 1.0
+"""How long a status holds for whoever asks; where labels have come meanwhile, the time from one look to the next."""
 
 GAUGES = 5
 """Checks from one look at the scores for Prometheus to the next; a look may take a second."""
@@ -106,6 +106,7 @@ class Scorekeeper:
         """Requests that were to be shadowed, but the endpoint had enough to do."""
         self._store: Store | None = None
         self._looking = asyncio.Lock()
+        self._labelled = 0.0  # when labels came last
         self._checking: asyncio.Task[None] | None = None
         registry.register(_Gauges(self))
 
@@ -153,6 +154,7 @@ class Scorekeeper:
             LiveStoreError: None was written.
         """
         received = await asyncio.wrap_future(self.writer.feedback(labels))
+        self._labelled = time.time()
         return [{"id": one.id, "outcome": one.outcome, "matched": one.matched} for one in received]
 
     async def status(self, name: str | None, fresh_s: float = FRESH_S) -> Status | None:
@@ -166,7 +168,11 @@ class Scorekeeper:
             return None
         async with self._looking:
             known = self.seen.get(model.name)
-            if known is None or known.version != model.version or time.time() - known.time > fresh_s:
+            age = time.time() - known.time if known else fresh_s
+            outdated = known is None or known.version != model.version or known.time < self._labelled
+            if known and known.time < self._labelled and age < LEAST_S:
+                await asyncio.sleep(LEAST_S - age)  # labels may come all the time; a look costs up to a second
+            if outdated or age >= fresh_s:
                 challenger = self.models.challenger(model.name)
                 self.seen[model.name] = await asyncio.to_thread(self._status, model, challenger)
             return self.seen[model.name]

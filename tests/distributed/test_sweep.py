@@ -19,6 +19,7 @@ from pmray.data.images import decode, to_base64
 from pmray.distributed import train
 from pmray.distributed.cluster import AVOIDED, avoided_nodes
 from pmray.errors import ClusterError, NoVerdict
+from pmray.registry import find
 from pmray.selection.ledger import latest, read_ledger
 from pmray.serving.scorer import Scorer
 from pmray.training.trial import read_predictions
@@ -106,6 +107,17 @@ def test_a_sweep_ends_with_a_report_a_card_and_runs_in_mlflow(swept):
     whole = candidate.data.tags["mlflow.parentRunId"]
     assert {"report.html", "ledger.jsonl", "verdict.json"} <= {one.path for one in client.list_artifacts(whole)}
     assert "signature" in (result.bundle / "MLmodel").read_text()
+
+
+def test_a_version_keeps_files_of_its_own_and_what_the_model_said_of_validation_rows(swept):
+    result, spec = swept
+    version = find("tiny", spec.registry_uri)
+    assert version.folder.parent == result.folder.parent / "registered" / "tiny"
+    assert (version.folder / "model.safetensors").samefile(result.bundle / "model.safetensors")
+    reference = open_bundle(version.folder).reference()
+    assert reference.column_names == ["length", "words", "prediction", "scores"]
+    assert len(reference) == 60
+    assert set(reference["prediction"].to_pylist()) <= {'"negative"', '"positive"'}
 
 
 def test_running_again_repeats_nothing_and_says_the_same(swept):

@@ -316,3 +316,15 @@ def test_an_endpoint_without_a_store_has_a_page_and_says_what_is_missing(bundle)
     assert "PMRAY_LIVE_URL" in page.text
     assert "PMRAY_LIVE_URL" in live.json()["error"]
     json.loads(feedback.text)
+
+
+def test_a_look_after_labels_came_counts_them_also_right_after_another(bundle, tmp_path):
+    async def ask(client, keeper, models):
+        before = (await client.get("/v1/live")).json()["counts"]["labelled"]
+        ids, labels = await predicted(client, 30)
+        body = {"feedback": [{"id": one, "label": label} for one, label in zip(ids, labels, strict=True)]}
+        await client.post("/v1/feedback", json=body)
+        return before, (await client.get("/v1/live")).json()["counts"]["labelled"]
+
+    found, _ = served(bundle, tmp_path, ask)
+    assert found == (0, 30)

@@ -25,6 +25,8 @@ OURS = "pmray"
 """Key of a job's metadata that says which command it is."""
 
 POLL_SECONDS = 1.0
+AGENT_SECONDS = 90.0
+"""How long a cluster may take to become ready for jobs."""
 
 LOGGERS = (
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
@@ -84,16 +86,23 @@ def submit(
             runtime: dict[str, Any] = {"working_dir": str(working), "env_vars": dict(asked.variables)}
             if asked.requirements:
                 runtime["pip"] = str(asked.requirements)
-            return str(
-                client.submit_job(
-                    entrypoint=entrypoint(command, arguments, name),
-                    submission_id=job_id,
-                    runtime_env=runtime,
-                    metadata={OURS: command, "run": spec.name if spec else ""},
-                    entrypoint_num_cpus=asked.cpus or None,
-                    entrypoint_num_gpus=asked.gpus or None,
-                )
-            )
+            request = {
+                "entrypoint": entrypoint(command, arguments, name),
+                "submission_id": job_id,
+                "runtime_env": runtime,
+                "metadata": {OURS: command, "run": spec.name if spec else ""},
+                "entrypoint_num_cpus": asked.cpus or None,
+                "entrypoint_num_gpus": asked.gpus or None,
+            }
+            until = time.monotonic() + AGENT_SECONDS
+            while True:
+                try:
+                    return str(client.submit_job(**request))
+                except RuntimeError as error:
+                    # A cluster that has just started answers before it takes jobs.
+                    if "No available agent" not in str(error) or time.monotonic() > until:
+                        raise
+                time.sleep(POLL_SECONDS)
         finally:
             if name is not None:
                 (working / name).unlink()

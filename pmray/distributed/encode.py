@@ -11,6 +11,7 @@ from typing import Any
 import ray.data
 
 from pmray.data.encode import Shard, encode_shard, read_arrow
+from pmray.distributed.cluster import elsewhere
 from pmray.training.model import Pretrained, on_this_node
 from pmray.training.trial import open_task
 
@@ -47,6 +48,7 @@ def encode_shards(
         fn_constructor_args=(pretrained, dict(settings), str(cache), data, key, max_length),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(shards)))),
         num_cpus=1,
+        label_selector=elsewhere(),
     )
     for row in done.iter_rows():
         progress(int(row["rows"]))

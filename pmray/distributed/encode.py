@@ -48,7 +48,7 @@ def encode_shards(
         fn_constructor_args=(pretrained, dict(settings), str(cache), data, key, max_length),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(shards)))),
         num_cpus=1,
-        label_selector=elsewhere(),
+        label_selector=elsewhere() or None,
     )
     for row in done.iter_rows():
         progress(int(row["rows"]))

@@ -222,12 +222,6 @@ class Store:
         }
         return [(one, sides[challenger][key]) for key, one in sides[champion].items() if key in sides[challenger]]
 
-    def history(self, row: str) -> list[tuple[Any, float]]:
-        """Every different label that a row was given, and when, in the order of arrival."""
-        what = sa.select(label_history).where(label_history.c.id == row).order_by(label_history.c.number)
-        with self._reading() as connection:
-            return [(json.loads(one.label), one.time) for one in connection.execute(what)]
-
     def note(self, record: Record) -> None:
         """Write a decision down."""
         values = {**asdict(record), "reasons": as_json(list(record.reasons)), "numbers": as_json(record.numbers)}
@@ -262,11 +256,6 @@ class Store:
         with self._reading() as connection:
             rows = connection.execute(what.order_by(health_checks.c.number.desc()).limit(limit)).all()
         return [Check(row.name, row.version, row.time, row.problem) for row in rows]
-
-    def models(self) -> list[str]:
-        """Names of all models that have predictions."""
-        with self._reading() as connection:
-            return list(connection.scalars(sa.select(predictions.c.name).distinct().order_by(predictions.c.name)))
 
     def forget(self, *, before: float, inputs_before: float | None = None) -> int:
         """Delete predictions, their labels and looks that are older; and of less old predictions the inputs.

@@ -1,5 +1,6 @@
 """Predictions and labels in SQLite and PostgreSQL."""
 
+import json
 import sqlite3
 import threading
 
@@ -11,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 
 from pmray.errors import LiveStoreError, SpecError
 from pmray.live.records import Check, Feedback, Prediction, Record, unpack
-from pmray.live.schema import metadata
+from pmray.live.schema import label_history, metadata
 from pmray.live.store import Store, default_url, open_default
 from pmray.live.writer import Writer
 from tests.databases import PostgreSQL
@@ -86,7 +87,6 @@ def test_predictions_come_back_as_they_were(store):
     assert [one.label for one in found] == [None] * 3
     assert store.answered("tiny", 1, limit=1)[0].id == "row2"
     assert store.answered("other", 0) == []
-    assert store.models() == ["tiny"]
     store.write(traffic(scores_of(3, seed=7)))  # the same ids: the first stay
     np.testing.assert_array_equal(unpack(store.answered("tiny", 0)[0].scores, 2), scores[0])
 
@@ -114,7 +114,9 @@ def test_labels_are_idempotent_and_the_later_of_contradictory_ones_counts(store)
     assert again("negative", 20.0) == "changed"
     assert again("positive", 15.0) == "older"
     assert [one.label for one in store.answered("tiny", 0)] == ["negative", ["b", "a"]]
-    assert [label for label, _ in store.history("row0")] == ["positive", "negative", "negative", "positive"]
+    with store.engine.connect() as connection:
+        kept = connection.scalars(sa.select(label_history.c.label).where(label_history.c.id == "row0"))
+        assert [json.loads(one) for one in kept] == ["positive", "negative", "negative", "positive"]
     counts = store.counts("tiny", 0)
     assert (counts.predictions, counts.labelled, counts.relabelled) == (2, 2, 1)
 

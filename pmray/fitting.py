@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pmray import preparation
 from pmray.data.encode import Shard
-from pmray.distributed.cluster import Capacity, at_a_time
+from pmray.distributed.cluster import Capacity, at_a_time, capacity
 from pmray.distributed.encode import encode_shards
 from pmray.distributed.train import fit_all
 from pmray.errors import SpecError
@@ -129,7 +129,6 @@ def fit_works(
     prepared: Prepared,
     run: Run,
     works: Sequence[Work],
-    cluster: Capacity,
     console: Console,
     *,
     title: str,
@@ -138,8 +137,9 @@ def fit_works(
     """Carry out works with Ray Train, with a live table and a ledger line each."""
     spec = prepared.spec
     resources = {work.key: spec.resources_of(spec.candidate(work.pretrained.name)) for work in works}
+    # Asked anew: since the run began, a host may have been left out.
     parallel = at_a_time(
-        {work.pretrained.name: resources[work.key] for work in works}, cluster, spec.search.concurrency
+        {work.pretrained.name: resources[work.key] for work in works}, capacity(), spec.search.concurrency
     )
     results: dict[str, Facts] = {}
     board = TrialBoard(console, title, prepared.metric, len(works), sum(work.budget for work in works))

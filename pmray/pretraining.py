@@ -93,7 +93,7 @@ def pretrain(
             known = run.ledger.settled("final")
             left = [work for work in works.values() if not (work.key in known and _is_kept(run, known[work.key]))]
             if left:
-                fit_works(prepared, run, left, cluster, console, title="pre-training")
+                fit_works(prepared, run, left, console, title="pre-training")
         known = run.ledger.settled("final")
         done = [known[work.key] for work in works.values() if work.key in known and known[work.key].status == "done"]
         for outcome in done:

@@ -152,12 +152,12 @@ def sweep(
             learn(prepared, run, console)
             agreed = ranking_agreement(prepared, run, ranked, console)
             chosen = _finalists(prepared, run)
-            works = _refit(prepared, run, chosen, cluster, console)
+            works = _refit(prepared, run, chosen, console)
             verdict = _decide(prepared, run, works, ranked, agreed, console)
             winner = _best_fit(works[verdict.winner])
             if not has_weights(run, winner):
                 # The run had been decided for another winner, and this one's weights deleted.
-                works = _refit(prepared, run, chosen, cluster, console, again={winner.key})
+                works = _refit(prepared, run, chosen, console, again={winner.key})
         bundle = _export(prepared, run, winner, verdict)
         report = _report(run, console)
         version = _register(prepared, run, bundle, verdict, winner, console)
@@ -215,7 +215,7 @@ def fit(
             work = prepared.work(
                 "final", candidate, prepared.arms[candidate].default, seed, run.folder, states=run.states
             )
-            facts = fit_works(prepared, run, [work], cluster, console, title="fit")[work.key]
+            facts = fit_works(prepared, run, [work], console, title="fit")[work.key]
         if facts.status != "done":
             raise NoVerdict(f"{candidate}: {facts.error}")
         folder = run.folder / "fits" / work.key
@@ -415,7 +415,6 @@ def _refit(
     prepared: Prepared,
     run: Run,
     chosen: Sequence[Outcome],
-    cluster: Capacity,
     console: Console,
     *,
     again: set[str] = frozenset(),  # type: ignore[assignment]
@@ -426,7 +425,6 @@ def _refit(
         prepared: The job.
         run: Where to.
         chosen: Finalists, best first.
-        cluster: Where.
         console: For progress.
         again: Keys that are fitted although the ledger has them.
     """
@@ -444,7 +442,7 @@ def _refit(
         if not left:
             break
         ended = fit_works(
-            prepared, run, left, cluster, console, title="finalists", on_done=partial(_drop_losing_seeds, run, groups)
+            prepared, run, left, console, title="finalists", on_done=partial(_drop_losing_seeds, run, groups)
         )
         left = [work for work in left if cause_of(ended[work.key].status, ended[work.key].error) in PASSING]
     known = run.ledger.settled("final")

@@ -18,7 +18,13 @@ from tests.tiny import tiny_spec
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 from local import LocalCluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "PMRAY_FLEET_TESTS" not in os.environ,
+        reason="takes many minutes and a quiet machine: PMRAY_FLEET_TESTS=1 runs it",
+    ),
+]
 
 
 class Fleet:

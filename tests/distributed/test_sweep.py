@@ -355,7 +355,9 @@ def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_u
     before = {one.key for one in read_ledger(result.folder / "ledger.jsonl")}
     changed = pmray.spec_from(spec, ["search.trials=5", "candidates.0.recipe.epochs=6"])
     new = [one for one in pmray.sweep(changed).outcomes if one.key not in before and one.stage == "sweep"]
-    assert [(one.candidate, one.recipe["epochs"]) for one in new if one.status != "unavailable"] == [("bert", 6.0)]
+    # A trial that waited at a rung has a line for that too.
+    tried = {one.key: (one.candidate, one.recipe["epochs"]) for one in new if one.status != "unavailable"}
+    assert list(tried.values()) == [("bert", 6.0)]
 
 
 @pytest.mark.parametrize("kind", ["tokens", "images"])

@@ -1,10 +1,18 @@
 """The cheapest of the fleet's faults; ``python -m tests.faults.fleet`` plays all."""
 
+import os
+
 import pytest
 
 from tests.faults.fleet import play, undisturbed
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "PMRAY_FLEET_TESTS" not in os.environ,
+        reason="takes many minutes and a quiet machine: PMRAY_FLEET_TESTS=1 runs it",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         "PMRAY_FLEET_TESTS" not in os.environ,
-        reason="takes many minutes and a quiet machine: PMRAY_FLEET_TESTS=1 runs it",
+        reason="takes many minutes; PMRAY_FLEET_TESTS=1 runs it",
     ),
 ]
 

@@ -18,6 +18,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pmray import storage
 from pmray.distributed.cluster import PLACE_SECONDS, elsewhere
@@ -65,7 +66,9 @@ def fit_all(
         on_rung: Called in the driver when a work reaches a rung.
         on_end: Called in the driver when a work has ended, well or not.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    # Beside this driver: another node may be lost, and the news with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     by_key = {work.key: work for work in works}
     waiting = list(works)
     running: dict[str, _Group | _Alone] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,12 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
 
 from pmray.bundle import Bundle
 from pmray.errors import EndpointError
 from pmray.serving.scorer import Weights, golden_difference
 
-KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INT8 = "int8"
+"""Linear layers with weights of eight bits, and inputs rounded to eight bits as they come; the rest is fp32. CPU only."""
 
 ROWS = 32
 """Rows of the batch that is timed."""
@@ -73,21 +78,24 @@ def open_weights(bundle: Bundle, precision: str, max_difference: float) -> Chose
 
     Args:
         bundle: What to open.
-        precision: ``auto`` or one of `KINDS`.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         max_difference: Of a score of the golden rows from what it was at export.
 
     Raises:
-        EndpointError: The golden rows differ by more, whatever the precision: the bundle is damaged.
+        EndpointError: The golden rows differ by more, whatever the precision: the bundle is damaged. Or int8 is asked
+            for on a GPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = bundle.open_model()
     weights = Weights(bundle, model.to(device), int(getattr(processor, "pad_token_id", None) or 0))
     golden = bundle.golden()
     inputs = bundle.task.encode(golden, processor, bundle.max_length)
-    wanted = list(KINDS) if precision == "auto" and _has_bf16() else ["fp32" if precision == "auto" else precision]
+    wanted = _worth_trying(device) if precision == "auto" else [precision]
+    if wanted == [INT8] and device.type != "cpu":
+        raise EndpointError("serve.precision: int8 is for CPUs, and this node has a GPU; use bf16 or auto")
+    models = {kind: _converted(weights.model, kind) for kind in wanted}
     tried = []
-    for kind in wanted:
-        weights.model.to(KINDS[kind])
+    for kind, weights.model in models.items():
         tried.append(_tried(weights, kind, inputs, golden))
     chosen = choose(tried, max_difference)
     if chosen is None:
@@ -96,10 +104,7 @@ def open_weights(bundle: Bundle, precision: str, max_difference: float) -> Chose
             f"golden rows of {bundle.folder} differ by up to {told} from what they were at export; {max_difference:g} "
             "is allowed (serve.max_difference)"
         )
-    if KINDS[chosen] != next(weights.model.parameters()).dtype:
-        # What went through bf16 has lost digits: read it again.
-        weights.model = bundle.open_model()[0].to(device)
-        weights.model.to(KINDS[chosen])
+    weights.model = models[chosen]
     return Chosen(weights, chosen, tried)
 
 
@@ -116,9 +121,27 @@ def _tried(weights: Weights, kind: str, inputs: pa.Table, golden: pa.Table) -> T
     return Tried(kind, difference, ROWS / min(seconds))
 
 
-def _has_bf16() -> bool:
-    """Whether the hardware computes in bf16; emulated, it is slow, and not worth the time to find out."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+def _worth_trying(device: torch.device) -> list[str]:
+    """Precisions that the hardware computes in; emulated, bf16 is slow, and not worth the time to find out."""
+    if device.type == "cuda":
+        return ["fp32", "bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["fp32"]
     found = torch.cpu.get_capabilities()
-    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    kinds = ["fp32"]
+    if found.get("amx_bf16") or found.get("avx512_bf16"):
+        kinds.append("bf16")
+    if found.get("amx_int8") or found.get("avx512_vnni"):
+        kinds.append(INT8)
+    return kinds
+
+
+def _converted(model: nn.Module, kind: str) -> nn.Module:
+    """A copy of a model in a precision; fp32 is the model itself."""
+    if kind == "fp32":
+        return model
+    if kind == INT8:
+        with warnings.catch_warnings():
+            # torchao is to take its place, which is as fast only when compiled for every shape.
+            warnings.simplefilter("ignore")
+            quantized: nn.Module = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+        return quantized
+    return copy.deepcopy(model).to(torch.bfloat16)

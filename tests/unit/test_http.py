@@ -361,3 +361,20 @@ def test_the_fastest_precision_that_keeps_the_golden_rows_is_served(bundle):
     assert np.abs(weights.scores(inputs) - np.array(golden["scores"].to_pylist())).max() < 0.5
     with pytest.raises(EndpointError, match="max_difference"):
         open_weights(open_bundle(bundle), "bf16", 0.0)
+    # Whatever else was measured, weights that are served in fp32 have lost nothing.
+    plain = open_weights(open_bundle(bundle), "auto", 1e-5).weights
+    assert np.abs(plain.scores(inputs) - np.array(golden["scores"].to_pylist())).max() < 1e-5
+
+
+def test_linear_layers_can_be_served_in_eight_bits(bundle):
+    from pmray.bundle import open_bundle
+    from pmray.serving.precision import open_weights
+
+    chosen = open_weights(open_bundle(bundle), "int8", 0.3)
+    (tried,) = chosen.tried
+    # Something was rounded, and not much.
+    assert 0 < tried.difference < 0.3
+    kinds = {type(one).__module__ for one in chosen.weights.model.modules()}
+    assert "torch.ao.nn.quantized.dynamic.modules.linear" in kinds
+    with pytest.raises(EndpointError, match="in int8"):
+        open_weights(open_bundle(bundle), "int8", 0.0)

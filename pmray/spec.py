@@ -527,7 +527,8 @@ class Serve(Section):
     ingress_replicas: int = Field(default=1, ge=1)
     """Processes that speak HTTP; each makes batches of its own."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """Of the weights (int8: of linear layers, on CPUs); ``auto`` takes the fastest whose golden rows differ by at most `max_difference`."""
+    """Of the weights (int8: of linear layers, on CPUs); ``auto`` takes the fastest whose golden rows differ by at most
+    `max_difference`."""
     max_difference: float = Field(default=0.01, ge=0, lt=1)
     """Of a score of the golden rows from what it was at export."""
     max_batch_rows: int = Field(default=64, ge=1)

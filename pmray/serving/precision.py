@@ -20,7 +20,7 @@ from pmray.errors import EndpointError
 from pmray.serving.scorer import Weights, golden_difference
 
 INT8 = "int8"
-"""Linear layers with weights of eight bits, and inputs rounded to eight bits as they come; the rest is fp32. CPU only."""
+"""Linear layers with weights of eight bits, their inputs rounded as they come; the rest is fp32. CPU only."""
 
 ROWS = 32
 """Rows of the batch that is timed."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pmray.pretraining import Adapted, pretrain
     from pmray.registry import promote
     from pmray.reporting import write_report
-    from pmray.serving.app import Deployed, deploy
+    from pmray.serving.endpoint import Deployed, deploy
     from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec
     from pmray.spec_file import load_spec, spec_from
     from pmray.workflow import Swept, fit, rank, sweep
@@ -55,7 +55,7 @@ _HOME = {
     **dict.fromkeys(("Plan", "plan"), "planning"),
     "promote": "registry",
     "write_report": "reporting",
-    **dict.fromkeys(("Deployed", "deploy"), "serving.app"),
+    **dict.fromkeys(("Deployed", "deploy"), "serving.endpoint"),
     **dict.fromkeys(("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"), "spec"),
     **dict.fromkeys(("load_spec", "spec_from"), "spec_file"),
     **dict.fromkeys(("Adapted", "pretrain"), "pretraining"),

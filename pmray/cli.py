@@ -426,7 +426,7 @@ def serve(
     """
     settings = _serve_settings({"host": host, "port": port, "replicas": replicas, **_pairs(set_, "--set")})
     from pmray.report.progress import people
-    from pmray.serving.app import deploy
+    from pmray.serving.endpoint import deploy
 
     console = people()
     with (

@@ -16,7 +16,7 @@ from pmray.errors import PmrayError
 from pmray.evaluation import Evaluation, evaluate
 from pmray.report.progress import people
 from pmray.selection.verdict import show
-from pmray.serving.app import deploy
+from pmray.serving.endpoint import deploy
 from pmray.spec import Serve, Spec
 from pmray.spec_file import spec_from
 from pmray.workflow import sweep

@@ -8,49 +8,37 @@ as Arrow tables.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import httpx
 import pyarrow as pa
 from fastapi import APIRouter
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pmray.bundle import GOLDEN_TOLERANCE, open_bundle
-from pmray.distributed.cluster import connected
-from pmray.errors import EndpointError, PmrayError, RegistryError, SpecError
+from pmray.errors import PmrayError, RegistryError
 from pmray.live import status as live
-from pmray.live.store import URL_VARIABLE, default_url
-from pmray.predictors import resolve
+from pmray.live.store import default_url
 from pmray.registry import CHALLENGER, PREVIOUS
-from pmray.serving import haproxy
+from pmray.serving.arguments import Arguments, Served, all_served, check_access, follows, limits_of, replicas_of, served
 from pmray.serving.batching import Batcher
-from pmray.serving.guard import Limits
 from pmray.serving.http import build_http
-from pmray.serving.keys import KEYS, Keys
+from pmray.serving.keys import Keys
 from pmray.serving.live import Scorekeeper, build_router, plain_router
 from pmray.serving.metrics import ServingMetrics
 from pmray.serving.precision import Chosen, open_weights
 from pmray.serving.recording import Recorder
 from pmray.serving.scorer import Reader, golden_problem
 from pmray.serving.service import Service
-from pmray.spec import Section, Serve
-
-START_TIMEOUT_S = 180
+from pmray.spec import Serve
 
 SHADOW_WAIT_S = 0.1
 """A challenger answers nothing unseen while requests would wait longer than this."""
@@ -59,70 +47,6 @@ ATTEMPTS = 3
 """Times that a batch is tried when a process of the model is lost under it."""
 
 log = logging.getLogger("ray.serve")
-
-
-class Arguments(Section):
-    """``args`` of a Serve config; keys come from the environment of the nodes, never from here."""
-
-    model: list[str] = Field(min_length=1)
-    """Bundle folders, or ``NAME[@alias]`` or ``NAME/VERSION`` in the registry; the first is the one of /v1/predict."""
-    registry: str | None = None
-    """MLflow tracking URI, for names."""
-    serve: Serve = Serve()
-    no_auth: bool = False
-    """Answer beyond this machine although no key is set."""
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Served:
-    """One model that the endpoint knows."""
-
-    name: str
-    """In ``/v1/models/{name}``."""
-    reference: str
-    folder: Path
-    version: str
-
-
-def served(reference: str, registry: str | None) -> Served:
-    """Find a model, as it is now.
-
-    Raises:
-        DataError: The folder is not a bundle.
-        RegistryError: There is no such model.
-    """
-    folder, version = resolve(reference, registry)
-    name = open_bundle(folder).name if version == "-" else reference.partition("@")[0].partition("/")[0]
-    return Served(name, reference, folder, version)
-
-
-def all_served(references: Sequence[str], registry: str | None) -> dict[str, Served]:
-    """Find several models, name -> model.
-
-    Raises:
-        SpecError: Two have the same name.
-        DataError, RegistryError: As ``served``.
-    """
-    found: dict[str, Served] = {}
-    for reference in references:
-        one = served(reference, registry)
-        if one.name in found:
-            raise SpecError(
-                f"{found[one.name].reference} and {reference} are both called {one.name!r}, and a name leads to one "
-                "model; serve them as two endpoints."
-            )
-        found[one.name] = one
-    return found
-
-
-def _follows(one: Served) -> bool:
-    """Whether another version may take its place: it was asked for by a name, without a version."""
-    return one.version != "-" and "/" not in one.reference
 
 
 def _model_class(models_at_a_time: int) -> type:
@@ -272,7 +196,7 @@ class Ingress:
                     log.exception("the endpoint does not start")
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
-                if self.settings.follow_s is not None and any(map(_follows, self.known.values())):
+                if self.settings.follow_s is not None and any(map(follows, self.known.values())):
                     self.following = asyncio.create_task(self._follow(self.settings.follow_s))
                 if self.keeper:
                     self.keeper.start()
@@ -391,9 +315,9 @@ class Ingress:
         for attempt in range(ATTEMPTS):
             try:
                 return await getattr(handle, method).remote(folder, *more)
-            except (PmrayError, asyncio.CancelledError):
+            except PmrayError:
                 raise
-            except Exception:
+            except (RayError, RayServeException):
                 if attempt == ATTEMPTS - 1:
                     raise
                 log.warning("a batch is tried again", exc_info=True)
@@ -404,7 +328,7 @@ class Ingress:
         """Look for other versions under the names that are served, and let them in without a pause."""
         while True:
             for one in list(self.known.values()):
-                if not _follows(one):
+                if not follows(one):
                     continue
                 try:
                     now = await asyncio.to_thread(served, one.reference, self.arguments.registry)
@@ -462,116 +386,6 @@ def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
     ).bind(plain, model)
 
 
-def check_access(host: str, keys: Keys, *, no_auth: bool) -> None:
-    """Refuse to listen beyond this machine without keys, unless that was said aloud.
-
-    Raises:
-        SpecError: Others can reach the endpoint, and nobody needs a key.
-    """
-    if not is_loopback(host) and not keys.required and not no_auth:
-        raise SpecError(
-            f"serve.host is {host}, which others can reach, and no API key is set; put keys into {KEYS} (or a file of "
-            f"them into {KEYS}_FILE), use 127.0.0.1, or say --no-auth."
-        )
-
-
-def limits_of(arguments: Arguments, keys: Keys) -> Limits:
-    """The limits of a request."""
-    settings = arguments.serve
-    return Limits(
-        max_body=settings.max_body,
-        max_upload=settings.max_upload,
-        max_rows=settings.max_rows,
-        timeout_s=settings.timeout_s,
-        local_only=is_loopback(settings.host) and not keys.required and not arguments.no_auth,
-    )
-
-
-def replicas_of(settings: Serve) -> tuple[int, int]:
-    """Fewest and most processes of the model."""
-    return settings.replicas if isinstance(settings.replicas, tuple) else (settings.replicas,) * 2
-
-
-@dataclass
-class Deployed:
-    """A running endpoint; closing it (or leaving its ``with`` block) ends it."""
-
-    url: str
-    _stack: ExitStack
-
-    def close(self) -> None:
-        """End the endpoint, and the cluster if it was started for it."""
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-
-def deploy(
-    model: str | Sequence[str],
-    *,
-    serve_spec: Serve | None = None,
-    registry: str | None = None,
-    address: str | None = None,
-    no_auth: bool = False,
-) -> Deployed:
-    """Serve a bundle, or several behind one endpoint, and return when it answers.
-
-    API keys come from the environment; see ``pmray.serving.keys``. A model that is given by a name of the registry is
-    followed: another version that gets the alias takes over without a pause.
-
-    Args:
-        model: Bundle folder, or ``NAME[@alias]`` or ``NAME/VERSION`` in the registry; the first of several is the one
-            of ``/v1/predict``.
-        serve_spec: Host, port, replicas and limits.
-        registry: MLflow tracking URI, for names.
-        address: Of a Ray cluster; by default this machine.
-        no_auth: Listen beyond this machine although anybody may then ask.
-
-    Raises:
-        DataError: The folder is not a bundle.
-        RegistryError: There is no such model.
-        EndpointError: The port is taken, or the model does not start.
-        SpecError: A host beyond this machine without keys or `no_auth`, or keys that are too short.
-    """
-    settings = serve_spec or Serve()
-    models = [model] if isinstance(model, str) else list(model)
-    check_access(settings.host, Keys(os.environ), no_auth=no_auth)
-    found = all_served(models, registry).values()
-    # Processes of Ray have other working folders.
-    models = [str(one.folder) if one.version == "-" else one.reference for one in found]
-    port = settings.port or haproxy.free_port(settings.host)
-    _check_free(settings.host, port)
-    keeping = settings.live
-    if keeping.store is None and URL_VARIABLE not in os.environ:
-        # A path, which processes in other working folders cannot work out. The variable may hold a password: it stays
-        # in the environment.
-        keeping = keeping.model_copy(update={"store": default_url(registry)})
-    settings = settings.model_copy(update={"port": port, "live": keeping})
-    arguments = Arguments(model=models, registry=registry, serve=settings, no_auth=no_auth)
-    for name, value in haproxy.settings().items():
-        os.environ.setdefault(name, value)
-    stack = ExitStack()
-    try:
-        stack.enter_context(connected(address))
-        stack.callback(_stop_serving)
-        log.setLevel(logging.ERROR)
-        serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "ERROR"})
-        serve.run(application(arguments), name="pmray", logging_config={"log_level": "ERROR"})
-        url = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{port}"
-        _wait_ready(url)
-    except (RuntimeError, RayError) as error:
-        stack.close()
-        raise EndpointError(f"{models[0]} could not be served: {str(error).strip()[-500:]}") from None
-    except BaseException:
-        stack.close()
-        raise
-    return Deployed(url, stack)
-
-
 def _open_weights(folder: str, settings: Serve) -> Chosen:
     return open_weights(open_bundle(folder), settings.precision, settings.max_difference)
 
@@ -581,47 +395,3 @@ def _use_cpus() -> None:
     import torch
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-
-
-def _stop_serving() -> None:
-    """End the endpoint; and Ray Serve with it, unless it serves other people's applications on a shared cluster.
-
-    Serve keeps the address that it was started with: the next endpoint may want another.
-    """
-    serve.delete("pmray")
-    if not serve.status().applications:
-        serve.shutdown()
-
-
-def _wait_ready(url: str) -> None:
-    until = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < until:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise EndpointError(
-        f"{url} did not answer within {START_TIMEOUT_S} s; where Ray Serve was already running on this cluster, it "
-        "listens where it was told to then, so name that host and port"
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise EndpointError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another --port, or 0"
-            ) from None

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-Address = Annotated[
+from pmray.cli.answers import Answer
+from pmray.cli.options import AsJson, Overrides
+from pmray.cli.signals import INTERRUPTED
+
+ClusterAddress = Annotated[
     str | None,
     typer.Option(help="Cluster: http://HOST:8265, or HOST:6379 or auto on one of its nodes. Default: RAY_ADDRESS."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Override a key of the spec, such as search.trials=4. May be repeated.", metavar="KEY=VALUE"
-    ),
-]
 JobId = Annotated[str, typer.Argument(help="As `pmray jobs` lists it.", metavar="ID")]
 Follow = Annotated[bool, typer.Option("--follow", help="Show what it says until it ends. Ctrl-C leaves it running.")]
-
-Answer = tuple[Any, Callable[[Any], None] | None] | tuple[Any, Callable[[Any], None] | None, int]
 
 
 def doctor(
@@ -32,7 +26,7 @@ def doctor(
         Path | None, typer.Argument(help="Its storage, registry and models are tried from every node.", metavar="SPEC")
     ] = None,
     set_: Overrides = None,
-    address: Address = None,
+    address: ClusterAddress = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Look at every node of a cluster: versions, memory, disk, clocks, ports, storage; exit code 1 on errors."""
@@ -57,7 +51,7 @@ def submit(
         typer.Argument(help="What follows the command there: SPEC and options; `--` ends this command's own."),
     ] = None,
     set_: Overrides = None,
-    address: Address = None,
+    address: ClusterAddress = None,
     follow: Follow = False,
     working_dir: Annotated[
         Path | None,
@@ -106,7 +100,7 @@ def submit(
     return values, lambda console: console.print(name)
 
 
-def jobs(address: Address = None, as_json: AsJson = False) -> Answer:
+def jobs(address: ClusterAddress = None, as_json: AsJson = False) -> Answer:
     """List the jobs of a cluster, the newest first."""
     from pmray.distributed.jobs import list_jobs
     from pmray.report.cluster import jobs_table
@@ -115,7 +109,7 @@ def jobs(address: Address = None, as_json: AsJson = False) -> Answer:
     return found, lambda console: console.print(jobs_table(found))
 
 
-def logs(job: JobId, follow: Follow = False, address: Address = None, as_json: AsJson = False) -> Answer:
+def logs(job: JobId, follow: Follow = False, address: ClusterAddress = None, as_json: AsJson = False) -> Answer:
     """Show what a job has said; exit code 1 where a followed job failed."""
     from pmray.distributed.jobs import logs as said
 
@@ -125,7 +119,7 @@ def logs(job: JobId, follow: Follow = False, address: Address = None, as_json: A
     return {"id": job, "logs": text}, lambda console: console.out(text, end="")
 
 
-def stop(job: JobId, address: Address = None, as_json: AsJson = False) -> Answer:
+def stop(job: JobId, address: ClusterAddress = None, as_json: AsJson = False) -> Answer:
     """End a job; what it has finished stays, and submitting it again goes on."""
     from pmray.distributed.jobs import stop as end
     from pmray.report.cluster import jobs_table
@@ -187,15 +181,7 @@ def _follow(job: str, address: str | None) -> Answer:
         sys.stderr.write(f"\njob {job} goes on; `pmray logs {job} --follow` shows it, `pmray stop {job}` ends it\n")
         # Not the way of an interrupted run, whose message would be untrue here.
         sys.stderr.flush()
-        os._exit(130)
+        os._exit(INTERRUPTED)
     failed = ended["status"] != "SUCCEEDED"
     code = (ended["exit_code"] or 1) if failed else 0
     return ended, lambda console: console.print(jobs_table([ended])), code
-
-
-def add_commands(app: typer.Typer, answering: Callable[[Callable[..., Answer]], Callable[..., None]]) -> None:
-    """Put the commands of this module into the command line."""
-    for command in (doctor, jobs, logs, stop):
-        app.command()(answering(command))
-    app.add_typer(deployment)
-    app.command(context_settings={"ignore_unknown_options": True})(answering(submit))

@@ -56,7 +56,10 @@ def register(
     source: str = "",
     run_id: str | None = None,
 ) -> Version:
-    """Add a bundle as a new version and give it the alias; the same bundle again gives the version it has.
+    """Add a bundle as a new version and give it the alias; the same bundle again is the version it has.
+
+    Such a version keeps the aliases that it has by now: it may have been rolled back since, and a sweep that is run
+    again has found nothing new. Only an alias that nobody has is given.
 
     Args:
         bundle: What to register.
@@ -85,10 +88,13 @@ def register(
             version = client.create_model_version(
                 name, source=source or bundle.folder.as_uri(), run_id=made_by, tags={"pmray.key": key}
             )
-        _give(client, name, alias, str(version.version))
+            _give(client, name, alias, str(version.version))
+        elif alias not in _aliases(client, name):
+            _give(client, name, alias, str(version.version))
+        has = sorted(one for one, owner in _aliases(client, name).items() if owner == str(version.version))
     except MlflowException as error:
         raise RegistryError(f"the registry at {uri} refused {name!r}: {error.message}") from None
-    return Version(name, str(version.version), bundle.folder, (alias,))
+    return Version(name, str(version.version), bundle.folder, tuple(has))
 
 
 def _own_run(client: MlflowClient, name: str, key: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from pmray.finals import best_fit, choose_finalists, decide_winner, fit_baseline
 from pmray.fitting import encode, fit_works, prepare_run, share_models, within_disk
 from pmray.preparation import Prepared
 from pmray.ranking import learn, rank_stage, ranking_agreement
-from pmray.registry import Version, keep, register
+from pmray.registry import CHAMPION, Version, keep, register
 from pmray.report.console import failures_table, verdict_panel
 from pmray.report.progress import people
 from pmray.reporting import write_report
@@ -140,7 +140,9 @@ def sweep(
         console.print(verdict_panel(verdict))
         if table := failures_table(list(latest(run.ledger.outcomes).values())):
             console.print(table)
-        console.print(f"winner: {bundle}\nregistered: {version} as champion in {spec.registry_uri}\nrun: {run.folder}")
+        console.print(
+            f"winner: {bundle}\nregistered: {_registered_as(version)} in {spec.registry_uri}\nrun: {run.folder}"
+        )
         if report:
             console.print(f"report: {report}")
         return Swept(verdict, bundle, version, run.folder, tuple(run.ledger.outcomes), report)
@@ -207,6 +209,20 @@ def _export(prepared: Prepared, run: Run, winner: Outcome, verdict: Verdict) -> 
     outcomes = outcomes_on_test_rows(run, winner, read_sealed(prepared.cache, prepared.dataset.key))
     deployed = float(prepared.task.score(prepared.metric, outcomes, np.ones((1, len(outcomes))))[0])
     return export(prepared, run, winner, run.bundle, verdict=verdict, deployed_score=deployed)
+
+
+def _registered_as(version: Version) -> str:
+    """What became of a winner in the registry.
+
+    >>> _registered_as(Version("tickets", "2", Path(), ("champion",)))
+    'tickets version 2 as champion'
+    >>> _registered_as(Version("tickets", "1", Path(), ("previous",)))
+    'tickets version 1 as previous, as before; `pmray promote tickets/1` makes it champion'
+    """
+    if CHAMPION in version.aliases:
+        return f"{version} as champion"
+    told = ", ".join(version.aliases) or "no alias"
+    return f"{version} as {told}, as before; `pmray promote {version.name}/{version.version}` makes it champion"
 
 
 def _register(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,6 @@ from rich.table import Table
 from scipy.stats import spearmanr, weightedtau
 from sklearn.metrics import f1_score
 
-from pmray.demo.story import WEIGHTS
 from pmray.distributed.cluster import connected
 from pmray.distributed.tune import run_trials
 from pmray.fitting import encode
@@ -117,38 +118,51 @@ def transformer_ranker(spec: Spec, folders: dict[str, str]) -> tuple[dict[str, f
 
 
 def compare_search(storage: Path, *ways: str) -> None:
-    """Seconds from nothing to a best recipe of MiniLM-L6 among six, with their best validation F1."""
+    """Seconds from nothing to a best recipe of the best of three models, and its validation F1."""
     console = Console(width=140)
-    changes = {"candidates": [{"name": "minilm-l6", "model": WEIGHTS, "recipe": {"epochs": EPOCHS, "max_length": 64}}]}
-    table = Table(title=f"{len(RECIPES)} recipes of MiniLM-L6, {EPOCHS} epochs of sst2's bench rows, two at a time")
-    for heading in ("way", "seconds", "x", "best validation F1", "beyond training, s a trial"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
-    known = {"pmray": with_pmray, "trainer": with_trainer, "nested": with_nested}
-    lines = {}
+    models = [one for one in spec_of("sst2", storage).model_dump()["candidates"] if one["name"] in BODIES]
+    changes = {"candidates": [{**one, "recipe": {"epochs": EPOCHS, "max_length": 64}} for one in models]}
+    table = Table(
+        title=f"{len(RATES)} learning rates of {', '.join(BODIES)}, {EPOCHS} epochs of sst2's bench rows, two at a time"
+    )
+    for heading in ("way", "seconds", "x", "its choice", "validation F1", "beyond training, s a trial"):
+        table.add_column(heading, justify="left" if heading in ("way", "its choice") else "right")
+    known = {"trainer": with_trainer, "pmray": with_pmray, "nested": with_nested}
+    first = 0.0
     for name in ways or known:
         with TemporaryDirectory() as folder:
             spec = spec_of("sst2", Path(folder), **changes)
             started = time.perf_counter()
-            best, beyond = known[name](spec)
-            lines[name] = time.perf_counter() - started, best, beyond
-    first = next(iter(lines.values()))[0]
-    for name, (seconds, best, beyond) in lines.items():
-        told = "" if beyond is None else f"{beyond:.1f}"
-        table.add_row(name, f"{seconds:.0f}", f"{seconds / first:.1f}", f"{best:.3f}", told)
-    console.print(table)
+            found = known[name](spec)
+            seconds = time.perf_counter() - started
+        first = first or seconds
+        beyond = "" if found.beyond is None else f"{found.beyond:.1f}"
+        table.add_row(name, f"{seconds:.0f}", f"{first / seconds:.2f}", found.choice, f"{found.score:.3f}", beyond)
+        console.print(table)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with."""
+
+    choice: str
+    score: float
+    beyond: float | None = None
+    """Seconds a trial took beyond its training, on one of the two CPUs."""
 
 
 class Listed:
-    """Proposes recipes from a list."""
+    """Proposes recipes from a list, of one candidate after the other."""
 
-    def __init__(self, waiting: list[Recipe]) -> None:
-        self.waiting, self.number = waiting, 0
+    def __init__(self, candidates: Sequence[str]) -> None:
+        self.waiting = [(candidate, recipe) for recipe in RECIPES for candidate in candidates]
+        self.number = 0
 
     def ask(self) -> Proposal | None:
         if not self.waiting:
             return None
         self.number += 1
-        return Proposal(self.number, "minilm-l6", self.waiting.pop(0))
+        return Proposal(self.number, *self.waiting.pop(0))
 
     def tell(self, number: int, score: float | None) -> None:
         """The list is what it is."""
@@ -157,32 +171,41 @@ class Listed:
         """See ``tell``."""
 
 
-def with_pmray(spec: Spec) -> tuple[float, float | None]:
+def with_pmray(spec: Spec) -> Found:
+    """Rank, and let trials wait at rungs; what ``pmray sweep`` does after that (finalists, test rows) is not asked."""
     prepared = prepare(spec, NOTES)
     ended: list[Any] = []
     with connected() as cluster:
         encode(prepared, cluster, NOTES)
+        ranked = thin(
+            {name: one["proxies"] for name, one in rank(prepared).items()},
+            {one.name: one.family for one in prepared.candidates},
+            {one.name: one.parameters for one in prepared.candidates},
+            keep=spec.search.keep_after_rank,
+        )
+        kept = [one.candidate for one in ranked if one.kept]
         run_trials(
-            Listed(list(RECIPES)),
+            Listed(kept),
             lambda proposal: prepared.work(
                 "sweep", proposal.candidate, proposal.recipe, 0, states=spec.folder / "states"
             ),
-            {"minilm-l6": spec.resources},
-            trials=len(RECIPES),
+            dict.fromkeys(kept, spec.resources),
+            trials=len(kept) * len(RECIPES),
             at_a_time=2,
             reduction=spec.search.reduction,
             enough=lambda: False,
             scratch=spec.folder / ".ray",
             on_start=lambda work: None,
             on_rung=lambda work, rung: None,
-            on_end=lambda work, facts, may_pass: ended.append(facts),
+            on_end=lambda work, facts, may_pass: ended.append((facts.status == "done", facts.score, work)),
             pause=True,
         )
-    return max(one.score for one in ended), None
+    _, score, work = max((one for one in ended if one[1] is not None), key=lambda one: one[:2])
+    return Found(f"{work.pretrained.name}, {work.recipe.lr:g}", score)
 
 
-def with_nested(spec: Spec, trials: int = 3) -> tuple[float, float | None]:
-    """The pattern of Ray's guide: a Tune function that fits a TorchTrainer; some of the recipes, each to its end."""
+def with_nested(spec: Spec, trials: int = 3) -> Found:
+    """The pattern of Ray's guide: a Tune function that fits a TorchTrainer; the first trials of one model."""
     import ray
     from ray import tune
     from ray.train import RunConfig, ScalingConfig
@@ -216,12 +239,25 @@ def with_nested(spec: Spec, trials: int = 3) -> tuple[float, float | None]:
         ).fit()
         seconds = time.perf_counter() - started
     results = [one.metrics for one in found]
-    busy = sum(one["seconds"] for one in results) / 2
-    return max(one["score"] for one in results), (seconds - busy) * 2 / trials
+    busy = sum(one["seconds"] for one in results)
+    best = max(results, key=lambda one: one["score"])
+    rate = best["config"]["work"].recipe.lr
+    # Two run at a time; of an odd number the last is alone.
+    return Found(f"{BODIES[0]}, {rate:g}, of {trials} trials", best["score"], (2 * seconds - busy) / trials)
 
 
-def with_trainer(spec: Spec) -> tuple[float, float | None]:
-    """The best settings of ``Trainer``, as in ``tests.bench.fit``."""
+def with_trainer(spec: Spec) -> Found:
+    """``Trainer`` with its best settings, as in ``tests.bench.fit``; a search for each model in turn."""
+    found = []
+    with connected():
+        for one in spec.candidates:
+            found.append((*search_with_trainer(spec, locate(one).folder), one.name))
+    score, rate, name = max(found)
+    return Found(f"{name}, {rate:g}", score)
+
+
+def search_with_trainer(spec: Spec, folder: str) -> tuple[float, float]:
+    """The best validation F1 of a model, and its learning rate."""
     import torch
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -233,8 +269,9 @@ def with_trainer(spec: Spec) -> tuple[float, float | None]:
         TrainingArguments,
     )
 
-    folder = locate(spec.candidates[0]).folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    # Decoders have none.
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
     def encoded(path: Any) -> list[dict[str, Any]]:
         said, labels = texts(path)
@@ -245,12 +282,14 @@ def with_trainer(spec: Spec) -> tuple[float, float | None]:
         ]
 
     def opened(trial: Any = None) -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, attn_implementation="sdpa")
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, attn_implementation="sdpa", pad_token_id=tokenizer.pad_token_id
+        )
 
     def scored(prediction: Any) -> dict[str, float]:
         return {"f1": f1_score(prediction.label_ids, prediction.predictions.argmax(1), average="macro")}
 
-    with TemporaryDirectory() as out, connected():
+    with TemporaryDirectory() as out:
         arguments = TrainingArguments(
             out,
             num_train_epochs=EPOCHS,
@@ -289,4 +328,4 @@ def with_trainer(spec: Spec) -> tuple[float, float | None]:
             storage_path=out,
             verbose=0,
         )
-    return float(best.objective), None
+    return float(best.objective), float(best.hyperparameters["learning_rate"])

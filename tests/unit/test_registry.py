@@ -39,6 +39,20 @@ def test_the_same_bundle_again_is_the_version_it_has(place):
     assert find("tiny", uri) == second
 
 
+def test_a_version_that_was_rolled_back_stays_so_when_its_sweep_runs_again(place):
+    uri, (first, second) = place
+    try:
+        promote("tiny/1", uri)
+        again = register(open_bundle(second.folder), uri, metrics={}, params={})
+        assert (again.version, again.aliases) == ("2", ("previous",))
+        assert find("tiny", uri).version == "1"
+        withdraw("tiny", "champion", uri)
+        assert register(open_bundle(first.folder), uri, metrics={}, params={}).aliases == ("champion",)
+    finally:
+        promote("tiny/2", uri)
+        promote("tiny/1", uri, alias="previous")
+
+
 def test_an_alias_moves_when_another_version_is_promoted(place):
     uri, (_, second) = place
     try:

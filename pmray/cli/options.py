@@ -64,10 +64,11 @@ Report = Annotated[
 ]
 
 
-def _runs_in(location: str) -> Path:
+def _runs_in(location: str | Path) -> Path:
     from pmray.run import runs_in
 
-    return runs_in(location)
+    # Typer hands defaults over too, as what they are.
+    return runs_in(str(location))
 
 
 Storage = Annotated[

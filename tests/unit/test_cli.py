@@ -132,6 +132,18 @@ def test_runs_as_json_are_a_list(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "arguments", [["runs"], ["show", "job"], ["report", "job"], ["leaderboard", "job"], ["replay", "job"]]
+)
+def test_runs_are_looked_for_in_the_folder_runs(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    if arguments == ["runs"]:
+        assert (code, "no runs here yet" in out) == (0, True)
+    else:
+        assert code == 1 and err.startswith("error: ") and "job" in err
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["no-such-verb"],

@@ -141,6 +141,16 @@ WAYS = {
         "/v1/predict",
         lambda texts: {"rows": [{"text": one} for one in texts]},
     ),
+    "pmray, int8 where golden rows differ by 0.15": (
+        pmray_command("--replicas", "2", "--set", "max_difference=0.15"),
+        "/v1/predict",
+        lambda texts: {"rows": [{"text": one} for one in texts]},
+    ),
+    "pmray, nothing kept": (
+        pmray_command("--replicas", "2", "--set", "live={on: false}"),
+        "/v1/predict",
+        lambda texts: {"rows": [{"text": one} for one in texts]},
+    ),
     "pmray, one process for all": (
         pmray_command("--set", "separate=false"),
         "/v1/predict",

@@ -497,7 +497,7 @@ class Decide(Section):
 class Live(Section):
     """What an endpoint keeps of predictions, and how it tries a challenger."""
 
-    on: bool = True
+    enabled: bool = True
     """Whether predictions and labels are kept."""
     store: str | None = None
     """``sqlite:///FILE`` or ``postgresql://…``; by default ``PMRAY_LIVE_URL``, or ``live.db`` beside the registry."""

@@ -244,7 +244,7 @@ class Ingress:
     def _scorekeeper(self) -> Scorekeeper | None:
         settings = self.settings.live
         url = settings.store or default_url(self.arguments.registry)
-        return Scorekeeper(url, settings, self, self.metrics.registry) if settings.on and url else None
+        return Scorekeeper(url, settings, self, self.metrics.registry) if settings.enabled and url else None
 
     async def _look_beside(self, one: Served) -> None:
         """Open the version that the registry calls challenger, or let go of the one that it does so no more; and note

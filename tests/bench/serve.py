@@ -116,7 +116,10 @@ import mlflow
 from transformers import pipeline
 
 folder = tempfile.mkdtemp() + "/model"
-mlflow.transformers.save_model(pipeline("text-classification", model=sys.argv[1]), folder, task="text-classification")
+mlflow.transformers.save_model(
+    pipeline("text-classification", model=sys.argv[1]), folder, task="text-classification",
+    pip_requirements=["torch", "transformers"],
+)
 os.execvp("mlflow", ["mlflow", "models", "serve", "-m", folder, "--env-manager", "local", "-p", sys.argv[2]])
 """
 
@@ -147,12 +150,17 @@ WAYS = {
         lambda texts: {"rows": [{"text": one} for one in texts]},
     ),
     "pmray, nothing kept": (
-        pmray_command("--replicas", "2", "--set", "live={on: false}"),
+        pmray_command("--replicas", "2", "--set", "live={enabled: false}"),
         "/v1/predict",
         lambda texts: {"rows": [{"text": one} for one in texts]},
     ),
-    "pmray, one process for all": (
-        pmray_command("--set", "separate=false"),
+    "pmray, two processes that do all": (
+        pmray_command("--replicas", "2", "--set", "separate=false"),
+        "/v1/predict",
+        lambda texts: {"rows": [{"text": one} for one in texts]},
+    ),
+    "pmray, the same, int8": (
+        pmray_command("--replicas", "2", "--set", "separate=false", "--set", "max_difference=0.15"),
         "/v1/predict",
         lambda texts: {"rows": [{"text": one} for one in texts]},
     ),

@@ -12,8 +12,10 @@ from pmray import preparation
 from pmray.data.encode import Shard
 from pmray.distributed.cluster import Capacity, at_a_time, capacity
 from pmray.distributed.encode import encode_shards
+from pmray.distributed.memory import measure_gpu_memory
 from pmray.distributed.train import fit_all
 from pmray.errors import SpecError
+from pmray.placement import gpu_share
 from pmray.preparation import Prepared
 from pmray.report.console import findings_table, recipe_text
 from pmray.report.progress import TrialBoard, steps
@@ -123,6 +125,28 @@ def share_models(prepared: Prepared, cluster: Capacity, console: Console) -> Pre
             shared.append(one)
             advance()
     return replace(prepared, candidates=shared)
+
+
+def share_gpus(prepared: Prepared, names: Sequence[str], console: Console) -> Prepared:
+    """Let trials share GPUs where their candidate says so (``share_gpu``), by a step that is measured."""
+    spec = prepared.spec
+    resources = {name: spec.resources_of(spec.candidate(name)) for name in names}
+    works = {
+        name: prepared.work("sweep", name, prepared.arms[name].default, spec.search.seed)
+        for name in names
+        if resources[name].share_gpu
+    }
+    if not works:
+        return prepared
+    with console.status("measuring the memory of a step"):
+        measured = measure_gpu_memory(works, resources)
+    shares = {name: gpu_share(needed, total) for name, (needed, total) in measured.items()}
+    for name, (needed, total) in measured.items():
+        console.print(
+            f"{name}: a step takes {needed / 1e9:.1f} of {total / 1e9:.1f} GB of a GPU, which {1 / shares[name]:.0f} "
+            "trial(s) share"
+        )
+    return replace(prepared, spec=spec.with_gpus(shares))
 
 
 def fit_works(

@@ -59,6 +59,23 @@ def check_memory(name: str, parameters: int, demand: Resources, nodes: Sequence[
         )
 
 
+MOST_ON_A_GPU = 8
+"""Trials that share a GPU at most: more take turns at its processors anyway."""
+
+
+def gpu_share(needed: int, total: int) -> float:
+    """The part of a GPU that a trial asks for: one over the trials that its memory holds, with a tenth left free.
+
+    Args:
+        needed: Bytes that a trial takes, as measured.
+        total: Bytes of the GPU.
+
+    >>> gpu_share(20 * 10**9, 80 * 10**9), gpu_share(60 * 10**9, 80 * 10**9), gpu_share(10**9, 80 * 10**9)
+    (0.3333333333333333, 1.0, 0.125)
+    """
+    return 1 / min(MOST_ON_A_GPU, max(1, 9 * total // (10 * needed)))
+
+
 def workers_on(node: Node, demand: Resources) -> int:
     """Workers of a trial that a node has room for.
 

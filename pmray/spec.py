@@ -295,6 +295,8 @@ class Resources(Section):
     with fewer when one is lost."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    share_gpu: bool = False
+    """Let as many trials share a GPU as its memory holds, by what one step on the candidate's longest rows takes."""
     shard: bool = False
     """Shard weights, gradients and optimizer states over the workers (FSDP2): for models that do not fit into one."""
     checkpoint_activations: bool = False
@@ -304,6 +306,8 @@ class Resources(Section):
     def _sharding_needs_workers(self) -> Self:
         if self.shard and self.most == 1:
             raise ValueError("`shard: true` needs several workers; set `workers`")
+        if self.share_gpu and (self.most > 1 or self.gpus_per_worker != 1):
+            raise ValueError("`share_gpu: true` is for trials of one worker with `gpus_per_worker: 1`")
         return self
 
     @property
@@ -676,6 +680,18 @@ class Spec(Section):
     def resources_of(self, candidate: Candidate) -> Resources:
         """What one trial of this candidate gets."""
         return candidate.resources or self.resources
+
+    def with_gpus(self, shares: Mapping[str, float]) -> Spec:
+        """The spec with candidates that ask for another part of a GPU a worker, by name."""
+        changed = [
+            one.model_copy(
+                update={"resources": self.resources_of(one).model_copy(update={"gpus_per_worker": shares[one.name]})}
+            )
+            if one.name in shares
+            else one
+            for one in self.candidates
+        ]
+        return self.model_copy(update={"candidates": changed})
 
     def candidate(self, name: str) -> Candidate:
         """Return the candidate of that name.

@@ -22,7 +22,7 @@ from pmray.distributed.searchers import check_algorithm
 from pmray.errors import NoVerdict, RegistryError
 from pmray.export import export, has_weights, is_exported
 from pmray.finals import best_fit, choose_finalists, decide_winner, fit_baselines, outcomes_on_test_rows, refit
-from pmray.fitting import encode, fit_works, prepare_run, share_models, within_disk
+from pmray.fitting import encode, fit_works, prepare_run, share_gpus, share_models, within_disk
 from pmray.preparation import Prepared
 from pmray.ranking import learn, rank_stage, ranking_agreement
 from pmray.registry import CHAMPION, Version, keep, register
@@ -122,8 +122,10 @@ def sweep(
             encode(prepared, cluster, console)
             prepared = within_disk(prepared, cluster, console)
             ranked = rank_stage(prepared, run, cluster, console)
+            kept = [one.candidate for one in ranked if one.kept]
+            prepared = share_gpus(prepared, kept, console)
             tell_reuse(prepared, run, console)
-            search(prepared, run, [one.candidate for one in ranked if one.kept], cluster, console)
+            search(prepared, run, kept, cluster, console)
             learn(prepared, run, console)
             agreed = ranking_agreement(prepared, run, ranked, console)
             chosen = choose_finalists(prepared, run)

@@ -162,12 +162,25 @@ def carry_out(
     )
 
 
-def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | None, started: float) -> Facts:
+@dataclass(frozen=True)
+class Opened:
+    """What a fit begins with."""
+
+    task: Task
+    train: Encoded
+    targets: NDArray[Any]
+    validation: Encoded
+    validation_targets: NDArray[Any]
+    model: torch.nn.Module
+    """Whole, and still on the CPU."""
+
+
+def open_fit(work: Work) -> Opened:
+    """Open a fit's rows and its model, with its new head and, where the recipe says so, adapters."""
     task = open_task(work.task)
     cache = storage.fetched(work.cache, f"data-{work.data}", f"encoded-{work.encoding}")
     train, validation = (open_encoded(cache, work.encoding, split) for split in ("train", "validation"))
-    labelled = "label" in task.columns
-    if labelled:
+    if "label" in task.columns:
         targets, validation_targets = (open_targets(cache, work.data, split, task) for split in ("train", "validation"))
     else:
         # Texts are packed into rows that are not those of the data, and carry what is to be predicted.
@@ -175,6 +188,13 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     # The seed decides the head's first weights here, and dropout and batch order in the loop.
     torch.manual_seed(work.seed)
     model = open_model(on_this_node(work.pretrained), task, pad=train.pad, recipe=work.recipe)
+    return Opened(task, train, targets, validation, validation_targets, model)
+
+
+def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | None, started: float) -> Facts:
+    begin = open_fit(work)
+    task, model, validation, validation_targets = begin.task, begin.model, begin.validation, begin.validation_targets
+    labelled = "label" in task.columns
     if work.checkpoint_activations:
         sharding.checkpoint_activations(model)
     if work.shard and place()[1] > 1:
@@ -184,14 +204,14 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     before = math.nan
     if work.run and not labelled:
         before = _held_out_score(work, task, model.to(device_here()))
-    known = MicroBatches(cache)
+    known = MicroBatches(storage.local(work.cache))
     room = known.key(work.pretrained.revision, work.pretrained.candidate.layers, work.recipe)
     fitted = loop.fit(
         model,
         task,
         work.recipe,
-        train,
-        targets,
+        begin.train,
+        begin.targets,
         validation,
         validation_targets,
         metric=work.metric,

@@ -168,7 +168,8 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False) -> Prepared:
     )
     longest = max(rungs_of(arm.default, rows, 0, 1)[-1] for arm in arms.values())
     warmup = max(arm.default.warmup for arm in arms.values())
-    rungs = [*compared_at(longest, spec.search.rungs, spec.search.reduction, warmup), longest]
+    batch = max(arm.default.batch_size for arm in arms.values())
+    rungs = [*compared_at(longest, spec.search.rungs, spec.search.reduction, warmup, batch), longest]
     prepared = Prepared(
         spec=spec,
         task=task,

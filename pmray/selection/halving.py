@@ -137,24 +137,33 @@ def most_waiting(trials: int, candidates: int, reduction: float) -> int:
     return min(trials, math.ceil(trials / reduction) + candidates)
 
 
-def compared_at(longest: int, count: int, reduction: float, warmup: float) -> list[int]:
-    """Rungs before the end: at 1/reduction, 1/reduction² … of the longest trial, but none within twice the warm-up.
+FEWEST_STEPS = 12
+"""Optimizer steps before the first rung, where that leaves it at most 1/reduction of the way."""
 
-    Before that most scores are those of the majority class, and halving would pick by chance: in recorded fits it lost
-    a point of F1 that later rungs did not (tests/bench/RESULTS.md).
+
+def compared_at(longest: int, count: int, reduction: float, warmup: float, batch: int = 1) -> list[int]:
+    """Rungs before the end: at 1/reduction, 1/reduction² … of the longest trial, but none too early.
+
+    Within twice the warm-up most scores are those of the majority class, and halving would pick by chance: in recorded
+    fits it lost a point of F1 that later rungs did not. So it would after a few optimizer steps, whatever their share
+    of the whole: in fits of 38 steps, places after 8 of them had nothing to do with those in the end, and after 13 they
+    had (tests/bench/RESULTS.md).
 
     Args:
         longest: Examples of the longest trial.
         count: Rungs.
         reduction: One trial in this many goes on.
         warmup: Share of a trial in which its learning rate rises.
+        batch: Examples of an optimizer step.
 
-    >>> compared_at(2700, 2, 3, warmup=0.0), compared_at(2700, 2, 3, warmup=0.1)
-    ([300, 900], [540, 900])
+    >>> compared_at(2700, 2, 3, warmup=0.0), compared_at(2700, 2, 3, warmup=0.1), compared_at(1200, 2, 3, 0.1, 32)
+    ([300, 900], [540, 900], [400])
     """
-    earliest = min(2 * warmup, 1 / reduction) if count else 0.0
-    shares = {max(earliest, reduction**-power) for power in range(1, count + 1)}
-    return sorted(max(1, round(share * longest)) for share in shares)
+    earliest = min(max(2 * warmup, FEWEST_STEPS * batch / longest), 1 / reduction)
+    shares = [max(earliest, reduction**-power) for power in range(count, 0, -1)]
+    # Two rungs close to each other are one: the second would ask the same question again.
+    apart = [share for place, share in enumerate(shares) if all(later > 1.25 * share for later in shares[place + 1 :])]
+    return [max(1, round(share * longest)) for share in apart]
 
 
 def finalists(outcomes: Iterable[Outcome], count: int) -> list[Outcome]:

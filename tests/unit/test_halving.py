@@ -145,3 +145,10 @@ def test_no_rung_lies_within_the_warm_up():
     assert compared_at(900, 2, 3, warmup=0.0) == [100, 300]
     assert compared_at(900, 0, 3, warmup=0.1) == []
     assert compared_at(900, 3, 3, warmup=0.3) == [300], "the last one stays where it is"
+
+
+def test_no_rung_lies_within_the_first_steps_nor_beside_another():
+    assert compared_at(4800, 2, 3, warmup=0.0, batch=32) == [533, 1600]
+    assert compared_at(2400, 2, 3, warmup=0.0, batch=32) == [384, 800]
+    assert compared_at(1200, 2, 3, warmup=0.0, batch=32) == [400], "384 and 400 would ask the same"
+    assert compared_at(600, 2, 3, warmup=0.0, batch=32) == [200], "not later than the last one"

@@ -283,7 +283,11 @@ def search_with_trainer(spec: Spec, folder: str) -> tuple[float, float]:
 
     def opened(trial: Any = None) -> Any:
         return AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=2, attn_implementation="sdpa", pad_token_id=tokenizer.pad_token_id
+            folder,
+            num_labels=2,
+            attn_implementation="sdpa",
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=torch.float32,
         )
 
     def scored(prediction: Any) -> dict[str, float]:

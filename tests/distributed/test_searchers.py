@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from ray import cloudpickle, tune
 
 from pmray.distributed.searchers import TuneSearch, search_of
+from pmray.distributed.tune import _trial
 from pmray.errors import SpecError
 from pmray.selection.search import Arm, Search, Tried
-from pmray.spec import Choice, Log, Recipe, Spec
+from pmray.spec import Choice, Log, Recipe, Resources, Spec
 from pmray.spec import Search as SearchSpec
 
 SPACE = {"lr": Log(log=(1e-5, 1e-2)), "batch_size": Choice(choice=[16, 32])}
@@ -58,3 +60,8 @@ def test_what_cannot_be_used_is_told():
         SearchSpec(algorithm="pbt")
     with pytest.raises(ValueError, match="Did you mean 'random'"):
         Spec(task="text-classification", data={"train": "x"}, candidates=["a/b"], search={"algorithm": "randum"})
+
+
+def test_what_travels_to_a_process_of_trials_is_small(ray_cluster):
+    trainable = tune.with_parameters(_trial, nested={"a": Resources(workers=2)}, scratch="folder")
+    assert len(cloudpickle.dumps(trainable)) < 100_000

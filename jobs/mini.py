@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.errors import NoVerdict, PmrayError
-from pmray.preparation import Prepared, encode_all, prepare
 from pmray.report.console import rank_table, verdict_panel
 from pmray.report.progress import people
 from pmray.selection.features import look
@@ -27,6 +26,7 @@ from pmray.selection.search import Search
 from pmray.selection.verdict import Contender, Verdict, decide
 from pmray.spec import Recipe, Spec
 from pmray.spec_file import load_spec
+from pmray.stages.preparation import Prepared, encode_all, prepare
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
 from pmray.training import trial

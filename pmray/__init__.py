@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pmray.checking import Checked, check
     from pmray.client import Client
-    from pmray.comparison import Compared, compare
     from pmray.data.load import Dataset, load_data
     from pmray.errors import (
         CandidateUnavailable,
@@ -27,16 +26,17 @@ if TYPE_CHECKING:
         TrialError,
         UnknownName,
     )
-    from pmray.evaluation import Evaluation, evaluate
+    from pmray.evaluation.compare import Compared, compare
+    from pmray.evaluation.evaluate import Evaluation, evaluate
     from pmray.live.watch import Round, watch
-    from pmray.planning import Plan, plan
-    from pmray.pretraining import Adapted, pretrain
     from pmray.registry import promote
     from pmray.reporting import write_report
     from pmray.serving.endpoint import Deployed, deploy
     from pmray.spec import Candidate, Data, Decide, Recipe, Resources, Search, Serve, Spec
     from pmray.spec_file import load_spec, spec_from
-    from pmray.workflow import Swept, fit, rank, sweep
+    from pmray.stages.planning import Plan, plan
+    from pmray.stages.pretraining import Adapted, pretrain
+    from pmray.stages.workflow import Swept, fit, rank, sweep
 
 _HOME = {
     **dict.fromkeys(("Checked", "check"), "checking"),
@@ -49,17 +49,17 @@ _HOME = {
         "errors",
     ),
     "Client": "client",
-    **dict.fromkeys(("Compared", "compare"), "comparison"),
-    **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Compared", "compare"), "evaluation.compare"),
+    **dict.fromkeys(("Evaluation", "evaluate"), "evaluation.evaluate"),
     **dict.fromkeys(("Round", "watch"), "live.watch"),
-    **dict.fromkeys(("Plan", "plan"), "planning"),
+    **dict.fromkeys(("Plan", "plan"), "stages.planning"),
     "promote": "registry",
     "write_report": "reporting",
     **dict.fromkeys(("Deployed", "deploy"), "serving.endpoint"),
     **dict.fromkeys(("Candidate", "Data", "Decide", "Recipe", "Resources", "Search", "Serve", "Spec"), "spec"),
     **dict.fromkeys(("load_spec", "spec_from"), "spec_file"),
-    **dict.fromkeys(("Adapted", "pretrain"), "pretraining"),
-    **dict.fromkeys(("Swept", "fit", "rank", "sweep"), "workflow"),
+    **dict.fromkeys(("Adapted", "pretrain"), "stages.pretraining"),
+    **dict.fromkeys(("Swept", "fit", "rank", "sweep"), "stages.workflow"),
 }
 
 __all__ = [

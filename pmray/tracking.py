@@ -17,11 +17,11 @@ import numpy as np
 
 from pmray.bundle import Bundle
 from pmray.errors import RegistryError
-from pmray.preparation import Prepared
 from pmray.registry import open_client
 from pmray.run import FINDINGS, LEDGER, REPORT, VERDICT, Run, read_json
 from pmray.selection.ledger import Outcome, latest
 from pmray.spec import digest
+from pmray.stages.preparation import Prepared
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -67,8 +67,8 @@ def plan(spec: SpecFile, set_: Overrides = None, address: Address = None, as_jso
     checked = read_spec(spec, set_)  # before the imports, which take seconds
     from dataclasses import asdict
 
-    from pmray.planning import plan as make_plan
     from pmray.report.plan import plan_table
+    from pmray.stages.planning import plan as make_plan
 
     made = make_plan(checked, address=address)
     return asdict(made), lambda console: console.print(plan_table(made))
@@ -89,7 +89,7 @@ def rank(
 
     from pmray.report.console import rank_table
     from pmray.report.progress import people
-    from pmray.workflow import rank as rank_candidates
+    from pmray.stages.workflow import rank as rank_candidates
 
     console = people(events=as_json, quiet=quiet)
     ranked = rank_candidates(checked, address=address, strict=strict, force=force, console=console)
@@ -116,7 +116,7 @@ def sweep(
     checked = read_spec(spec, changes)  # before the imports, which take seconds
     from pmray.report.console import key_values
     from pmray.report.progress import people
-    from pmray.workflow import sweep as run_sweep
+    from pmray.stages.workflow import sweep as run_sweep
 
     console = people(events=as_json, quiet=quiet)
     swept = run_sweep(checked, address=address, fresh=fresh, strict=strict, force=force, console=console)
@@ -148,7 +148,7 @@ def fit(
     from pmray.bundle import open_bundle
     from pmray.report.console import key_values
     from pmray.report.progress import people
-    from pmray.workflow import fit as fit_candidate
+    from pmray.stages.workflow import fit as fit_candidate
 
     console = people(events=as_json, quiet=quiet)
     folder = fit_candidate(checked, candidate, recipe=changes, seed=seed, address=address, force=force, console=console)
@@ -171,9 +171,9 @@ def pretrain(
     checked = read_spec(spec, set_)
     from dataclasses import asdict
 
-    from pmray.pretraining import pretrain as pretrain_candidates
     from pmray.report.console import pretraining_table
     from pmray.report.progress import people
+    from pmray.stages.pretraining import pretrain as pretrain_candidates
 
     console = people(events=as_json, quiet=quiet)
     adapted = pretrain_candidates(checked, seed=seed, address=address, strict=strict, force=force, console=console)

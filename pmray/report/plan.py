@@ -15,7 +15,7 @@ def plan_table(plan: Any) -> RenderableType:
     """What will run, for people.
 
     Args:
-        plan: A ``pmray.planning.Plan``.
+        plan: A ``pmray.stages.planning.Plan``.
     """
     candidates = Table(title=f"Plan of {plan.name}: {plan.task} by {plan.metric}", title_justify="left")
     for heading in (

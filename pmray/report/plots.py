@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from scipy.stats import binomtest
 
-from pmray.reliability import Reliability
+from pmray.evaluation.reliability import Reliability
 from pmray.report.search_facts import CostPoint, Curve, Effect, Ranking
 from pmray.report.svg import Axis, Plot, number, span
 from pmray.selection.verdict import show

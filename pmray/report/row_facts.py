@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from pmray.data.labelled import inputs_of, texts_of
 from pmray.data.split import group_numbers
-from pmray.reliability import Reliability, reliability, surest_error
+from pmray.evaluation.reliability import Reliability, reliability, surest_error
+from pmray.evaluation.slices import MIN_ROWS, WorstSlices, worst_slices
 from pmray.scoring.metrics import Metric, confusion
 from pmray.scoring.ragged import flat, is_ragged
 from pmray.scoring.spans import spans_of
-from pmray.slices import MIN_ROWS, WorstSlices, worst_slices
 from pmray.tasks.base import Task
 
 EXAMPLES = 12

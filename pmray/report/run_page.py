@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from pmray.evaluation.slices import MIN_ROWS
 from pmray.report.cost import cost_of, resources_of
 from pmray.report.html import Section, interval_axis, or_dash, page, section, signed, size, three
 from pmray.report.plan import duration
@@ -32,7 +33,6 @@ from pmray.report.svg import Axis, key, number, series, span
 from pmray.scoring.intervals import Interval
 from pmray.selection.ledger import Outcome
 from pmray.selection.verdict import show
-from pmray.slices import MIN_ROWS
 
 
 class RunFacts(NamedTuple):

@@ -64,7 +64,7 @@ def calibration(found: Any, changes: Mapping[str, Any] | None) -> dict[str, Any]
     """What the macro ``calibration`` needs.
 
     Args:
-        found: A ``pmray.reliability.Reliability``, or None.
+        found: A ``pmray.evaluation.reliability.Reliability``, or None.
         changes: Measure -> before and after, as ``verdict.json`` has it.
     """
     context: dict[str, Any] = {"reliability": None, "changes": []}
@@ -82,7 +82,7 @@ def calibration(found: Any, changes: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def worst(found: Any) -> dict[str, Any]:
-    """What the macro ``slices`` needs, of a ``pmray.slices.WorstSlices``."""
+    """What the macro ``slices`` needs, of a ``pmray.evaluation.slices.WorstSlices``."""
     return {
         "significant": found.significant,
         "tested": found.tested,
@@ -92,7 +92,7 @@ def worst(found: Any) -> dict[str, Any]:
 
 
 def slice_lines(slices: Sequence[Any]) -> dict[str, Any]:
-    """Lines and table of slices, each a ``pmray.slices.Slice``."""
+    """Lines and table of slices, each a ``pmray.evaluation.slices.Slice``."""
     lines: list[Line] = [
         (
             f"{one.column}: {one.value}",

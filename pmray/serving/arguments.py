@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from pmray.bundle import open_bundle
 from pmray.errors import SpecError
-from pmray.predictors import resolve
+from pmray.evaluation.predictors import resolve
 from pmray.serving.guard import Limits
 from pmray.serving.keys import KEYS, Keys
 from pmray.spec import Section, Serve

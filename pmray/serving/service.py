@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pmray.data.labelled import LabelledRows
 from pmray.errors import DataError
-from pmray.evaluation import Evaluation, evaluate_predicted
-from pmray.predictors import Predicted, known_rows
+from pmray.evaluation.evaluate import Evaluation, evaluate_predicted
+from pmray.evaluation.predictors import Predicted, known_rows
 from pmray.scoring.ragged import stacked
 from pmray.serving.batching import Batcher
 from pmray.serving.recording import Prediction

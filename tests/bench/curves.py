@@ -27,12 +27,12 @@ from pmray.demo.story import WEIGHTS
 from pmray.distributed.cluster import connected
 from pmray.distributed.rank import rank_candidates
 from pmray.distributed.train import fit_all
-from pmray.fitting import encode
-from pmray.preparation import Prepared, prepare
 from pmray.selection.ledger import Ledger, Outcome, outcome_of, read_ledger
 from pmray.selection.search import Search
 from pmray.spec import Spec
 from pmray.spec_file import spec_from
+from pmray.stages.fitting import encode
+from pmray.stages.preparation import Prepared, prepare
 from pmray.training.trial import Facts, Work, predictions_folder, read_predictions, recipe_length
 
 SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pmray.distributed.cluster import connected
-from pmray.fitting import encode
-from pmray.preparation import prepare
 from pmray.selection.ledger import Outcome
 from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
+from pmray.stages.fitting import encode
+from pmray.stages.preparation import prepare
 from tests.bench.curves import DATA_SETS, RECIPES, SHARES, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 

@@ -200,10 +200,10 @@ def many() -> None:
 
     from pmray.distributed.cluster import connected
     from pmray.distributed.tune import run_trials
-    from pmray.fitting import encode
-    from pmray.preparation import prepare
     from pmray.selection.search import Search
     from pmray.spec_file import load_spec
+    from pmray.stages.fitting import encode
+    from pmray.stages.preparation import prepare
 
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,11 +19,11 @@ from sklearn.metrics import f1_score
 
 from pmray.distributed.cluster import connected
 from pmray.distributed.tune import run_trials
-from pmray.fitting import encode
-from pmray.preparation import prepare
 from pmray.selection.proxies import thin
 from pmray.selection.search import Proposal
 from pmray.spec import Recipe, Spec
+from pmray.stages.fitting import encode
+from pmray.stages.preparation import prepare
 from pmray.training.hardware import fastest_precision
 from pmray.training.model import locate
 from pmray.training.trial import carry_out

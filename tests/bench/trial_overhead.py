@@ -18,10 +18,10 @@ from rich.table import Table
 from pmray.demo.story import DATA, WEIGHTS
 from pmray.distributed.cluster import connected
 from pmray.distributed.tune import run_trials
-from pmray.preparation import prepare
 from pmray.selection.search import Search
 from pmray.spec import Spec
 from pmray.spec_file import spec_from
+from pmray.stages.preparation import prepare
 
 TRIALS = 8
 LIMIT = 0.3

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 import pmray
-from pmray.comparison import compare
 from pmray.errors import DataError, EndpointError, RegistryError, SpecError
-from pmray.evaluation import evaluate, save_predictions
+from pmray.evaluation.compare import compare
+from pmray.evaluation.evaluate import evaluate, save_predictions
 from tests.serving import assert_close
 from tests.tiny import tiny_bundle, tiny_rows, write_rows
 

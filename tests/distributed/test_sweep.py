@@ -13,7 +13,6 @@ from ray.train import FailureConfig
 from rich.console import Console
 
 import pmray
-from pmray import workflow
 from pmray.bundle import open_bundle
 from pmray.data.images import decode, to_base64
 from pmray.distributed import train
@@ -22,6 +21,7 @@ from pmray.errors import ClusterError, NoVerdict
 from pmray.registry import find
 from pmray.selection.ledger import latest, read_ledger
 from pmray.serving.scorer import Scorer
+from pmray.stages import workflow
 from pmray.training.trial import read_predictions
 from tests.tiny import RECIPE, WORDS, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
 

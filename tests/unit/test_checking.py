@@ -12,8 +12,8 @@ import pmray
 from pmray import checking
 from pmray.cli import app
 from pmray.errors import DataError, UnknownName
-from pmray.preparation import prepare
 from pmray.spec_file import spec_from
+from pmray.stages.preparation import prepare
 from tests.tiny import tiny_rows, tiny_spec, write_rows
 
 LEAKS = {"trec6": 10, "cola": 12, "imdb": 3, "sst2": 2, "go_emotions": 2}
@@ -178,7 +178,7 @@ def test_kept_findings_that_are_torn_are_made_again(tmp_path):
     texts = [row["text"] for row in tiny_rows(30)]
     ids = [f"a:{row}" for row in range(30)]
     train = pa.table({"row_id": ids, "text": [*texts[:-1], texts[0].upper()], "label": ["a", "b"] * 15})
-    task = pmray.preparation.plugins.task_class("text-classification")(labels=("a", "b"))
+    task = pmray.stages.preparation.plugins.task_class("text-classification")(labels=("a", "b"))
     first = checking.findings_once({"train": train}, task, "key", tmp_path)
     (path,) = tmp_path.glob("checks-*.json")
     assert json.loads(path.read_text()) == [{**asdict(one), "examples": list(one.examples)} for one in first]

@@ -67,9 +67,9 @@ def test_a_bad_spec_is_one_message_and_starts_nothing(spec, verb, tmp_path):
 
 @pytest.fixture
 def workflow(monkeypatch):
-    """Stands for ``pmray.workflow``, which needs Ray."""
-    module = types.ModuleType("pmray.workflow")
-    monkeypatch.setitem(sys.modules, "pmray.workflow", module)
+    """Stands for ``pmray.stages.workflow``, which needs Ray."""
+    module = types.ModuleType("pmray.stages.workflow")
+    monkeypatch.setitem(sys.modules, "pmray.stages.workflow", module)
     return module
 
 

@@ -14,8 +14,8 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 import pmray
 from pmray.errors import CandidateUnavailable, DataError, PmrayError, UnknownName
-from pmray.evaluation import evaluate, save_predictions
-from pmray.foreign_models import match_labels
+from pmray.evaluation.evaluate import evaluate, save_predictions
+from pmray.evaluation.foreign_models import match_labels
 from tests.tiny import tiny_bundle, tiny_model, tiny_rows, write_rows
 
 ROWS = 90

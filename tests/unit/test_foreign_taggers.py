@@ -7,9 +7,9 @@ import pytest
 import torch
 from seqeval.metrics import f1_score
 
-from pmray.comparison import compare
 from pmray.errors import DataError
-from pmray.evaluation import evaluate, save_predictions
+from pmray.evaluation.compare import compare
+from pmray.evaluation.evaluate import evaluate, save_predictions
 from tests.tiny import tiny_model, tiny_tagged, write_rows
 
 BIO = ("I-GOOD", "B-bad", "O", "B-GOOD", "I-bad")

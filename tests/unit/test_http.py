@@ -14,7 +14,7 @@ import pytest
 import pmray
 from pmray.client import Client
 from pmray.errors import EndpointError
-from pmray.evaluation import evaluate
+from pmray.evaluation.evaluate import evaluate
 from pmray.serving.haproxy import kept_inside
 from tests.serving import OneModel, asked, assert_close, served_app
 from tests.tiny import tiny_bundle, tiny_rows, write_rows

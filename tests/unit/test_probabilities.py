@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from pmray.reliability import reliability
+from pmray.evaluation.reliability import reliability
 from pmray.scoring.probabilities import BINS, lines_of, probability_metrics
 
 

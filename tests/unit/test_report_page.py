@@ -124,8 +124,8 @@ def test_the_command_names_the_file_and_answers_json(decided, tmp_path):
 
 def small_reports(folder):
     """An evaluation and a comparison of made-up predictions, and the files of their reports."""
-    from pmray.comparison import compare
-    from pmray.evaluation import evaluate
+    from pmray.evaluation.compare import compare
+    from pmray.evaluation.evaluate import evaluate
 
     rows = tiny_rows(120)
     data = folder / "rows.csv"

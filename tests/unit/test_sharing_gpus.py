@@ -8,9 +8,9 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from pmray import fitting
 from pmray.spec import Resources
 from pmray.spec_file import spec_from
+from pmray.stages import fitting
 from pmray.training.memory import gpu_memory
 from tests.tiny import tiny_spec
 from tests.unit.test_trial import work  # noqa: F401

@@ -6,9 +6,9 @@ import pytest
 from scipy import stats
 
 from pmray.errors import DataError
-from pmray.reliability import reliability
+from pmray.evaluation.reliability import reliability
+from pmray.evaluation.slices import benjamini_hochberg, lengths, slices_by, worst_slices
 from pmray.scoring.metrics import accuracy
-from pmray.slices import benjamini_hochberg, lengths, slices_by, worst_slices
 
 
 def rows(count, wrong):

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from pmray.bundle import GOLDEN_ROWS, REFERENCE, REFERENCE_ROWS, SETTINGS, Bundle, open_bundle, write_settings
 from pmray.data.encode import encode_table, read_arrow
 from pmray.live.reference import reference_table
-from pmray.preparation import Prepared
 from pmray.report.card import CardFacts, model_card
 from pmray.report.cost import cost_of
 from pmray.run import Run, environment
 from pmray.selection.ledger import Outcome, latest
 from pmray.selection.verdict import Verdict
 from pmray.spec import HubSource, Recipe
+from pmray.stages.preparation import Prepared
 from pmray.training.prediction import predict
 from pmray.training.trial import FACTS, checkpoint_folder, open_task, recipe_length, score_column
 

@@ -19,7 +19,7 @@ from pmray.data.formats import Part
 from pmray.data.labelled import LabelledRows
 from pmray.data.sources import read_source
 from pmray.errors import DataError, first_problems
-from pmray.foreign_models import UNNAMED, Classifier, as_in_data, data_with
+from pmray.evaluation.foreign_models import UNNAMED, Classifier, as_in_data, data_with
 from pmray.scoring.ragged import ragged
 from pmray.tasks.text import TextClassification
 from pmray.tasks.tokens import TokenClassification

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pmray import preparation
 from pmray.data.encode import Shard
 from pmray.distributed.cluster import Capacity, at_a_time, capacity
 from pmray.distributed.encode import encode_shards
@@ -16,12 +15,13 @@ from pmray.distributed.memory import measure_gpu_memory
 from pmray.distributed.train import fit_all
 from pmray.errors import SpecError
 from pmray.placement import gpu_share
-from pmray.preparation import Prepared
 from pmray.report.console import findings_table, recipe_text
 from pmray.report.progress import TrialBoard, steps
 from pmray.run import Run
 from pmray.selection.ledger import latest, outcome_of
 from pmray.spec import Spec
+from pmray.stages import preparation
+from pmray.stages.preparation import Prepared
 from pmray.storage import is_remote, publish
 from pmray.training.loop import Rung
 from pmray.training.model import Pretrained, copied

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pmray.data.labelled import inputs_of
 from pmray.data.split import group_numbers
 from pmray.errors import DataError
-from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict, trained_columns
+from pmray.evaluation.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict, trained_columns
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.paired import Paired, groups, holm, mcnemar, paired_bootstrap
 from pmray.scoring.ragged import flat, is_ragged, like

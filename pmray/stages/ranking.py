@@ -10,7 +10,6 @@ from rich.console import Console
 from pmray.distributed.cluster import Capacity, at_a_time
 from pmray.distributed.rank import rank_candidates
 from pmray.errors import NoVerdict
-from pmray.preparation import Prepared
 from pmray.report.console import rank_table
 from pmray.report.progress import steps
 from pmray.run import Run
@@ -29,6 +28,7 @@ from pmray.selection.failures import ATTEMPTS, PASSING, cause_of
 from pmray.selection.ledger import Outcome, latest
 from pmray.selection.proxies import PROXIES, Agreement, Cost, Limits, Ranked, agreement, thin
 from pmray.spec import Recipe
+from pmray.stages.preparation import Prepared
 from pmray.training.model import Pretrained
 from pmray.training.trial import recipe_length
 

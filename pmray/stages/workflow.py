@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pmray import preparation
 from pmray.bundle import open_bundle
 from pmray.data.load import read_sealed
 from pmray.distributed.cluster import connected
 from pmray.distributed.doctor import checked
 from pmray.distributed.searchers import check_algorithm
 from pmray.errors import NoVerdict, RegistryError
-from pmray.export import export, has_weights, is_exported
-from pmray.finals import best_fit, choose_finalists, decide_winner, fit_baselines, outcomes_on_test_rows, refit
-from pmray.fitting import encode, fit_works, prepare_run, share_gpus, share_models, within_disk
-from pmray.preparation import Prepared
-from pmray.ranking import learn, rank_stage, ranking_agreement
 from pmray.registry import CHAMPION, Version, keep, register
 from pmray.report.console import failures_table, verdict_panel
 from pmray.report.progress import people
 from pmray.reporting import write_report
 from pmray.run import Run, open_run
-from pmray.searching import search, tell_reuse
 from pmray.selection.ledger import Outcome, latest
 from pmray.selection.proxies import Ranked
 from pmray.selection.verdict import Verdict
 from pmray.spec import Spec
+from pmray.stages import preparation
+from pmray.stages.export import export, has_weights, is_exported
+from pmray.stages.finals import best_fit, choose_finalists, decide_winner, fit_baselines, outcomes_on_test_rows, refit
+from pmray.stages.fitting import encode, fit_works, prepare_run, share_gpus, share_models, within_disk
+from pmray.stages.preparation import Prepared
+from pmray.stages.ranking import learn, rank_stage, ranking_agreement
+from pmray.stages.searching import search, tell_reuse
 from pmray.storage import is_remote
 from pmray.tracking import describe_model, story_of, track
 from pmray.training.trial import checkpoint_folder

@@ -14,14 +14,14 @@ from pmray.data.encode import open_encoded
 from pmray.distributed.cluster import connected
 from pmray.distributed.doctor import checked
 from pmray.errors import NoVerdict
-from pmray.export import has_weights
-from pmray.fitting import encode, fit_works, prepare_run, share_models, within_disk
-from pmray.preparation import check_command
 from pmray.report.console import failures_table
 from pmray.report.progress import people
 from pmray.run import Run, open_run
 from pmray.selection.ledger import Outcome, latest
 from pmray.spec import Spec
+from pmray.stages.export import has_weights
+from pmray.stages.fitting import encode, fit_works, prepare_run, share_models, within_disk
+from pmray.stages.preparation import check_command
 from pmray.tasks.pretraining import Pretraining
 from pmray.training.trial import FACTS, checkpoint_folder, recipe_length
 

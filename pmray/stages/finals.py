@@ -15,9 +15,6 @@ from rich.console import Console
 from pmray.data.load import read_sealed
 from pmray.data.split import group_numbers
 from pmray.errors import NoVerdict
-from pmray.fitting import fit_works
-from pmray.preparation import Prepared
-from pmray.ranking import current_trials
 from pmray.run import Run
 from pmray.scoring.calibration import rescaled
 from pmray.scoring.probabilities import lines_of, probability_metrics
@@ -28,6 +25,9 @@ from pmray.selection.ledger import Outcome, latest
 from pmray.selection.proxies import Agreement, Ranked
 from pmray.selection.verdict import Contender, Verdict, decide, gain_over_default
 from pmray.spec import Recipe, digest
+from pmray.stages.fitting import fit_works
+from pmray.stages.preparation import Prepared
+from pmray.stages.ranking import current_trials
 from pmray.tasks.base import Outcomes
 from pmray.tasks.baselines import fit_baseline
 from pmray.training.trial import (

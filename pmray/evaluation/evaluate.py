@@ -1,6 +1,6 @@
 """Score a model on labelled rows: overall, class by class, slice by slice, and where it is confident and wrong.
 
-``pmray.predictors`` asks the model, whatever it is; ``pmray.comparison`` sets several beside each other.
+``predictors`` asks the model, whatever it is; ``compare`` sets several beside each other.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from pmray.data.labelled import LabelledRows, inputs_of, texts_of
 from pmray.data.split import group_numbers
 from pmray.errors import DataError
-from pmray.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict
-from pmray.reliability import Reliability, reliability, surest_error
+from pmray.evaluation.predictors import LATENCY_ROWS, Predicted, Progress, Speed, predict
+from pmray.evaluation.reliability import Reliability, reliability, surest_error
+from pmray.evaluation.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_by, worst_slices
 from pmray.report.row_facts import picture
 from pmray.scoring.intervals import Interval, bootstrap
 from pmray.scoring.metrics import confusion
 from pmray.scoring.probabilities import lines_of, probability_metrics
 from pmray.scoring.ragged import is_ragged
-from pmray.slices import LENGTH, MIN_ROWS, Slice, WorstSlices, lengths, slices_by, worst_slices
 from pmray.spec import Source
 from pmray.tasks.base import Outcomes, Task
 
@@ -114,13 +114,13 @@ def evaluate(
 
     Args:
         model: Bundle folder, ``NAME[@alias]`` in the registry, URL of an endpoint, folder or Hub id of a
-            ``transformers`` model with a classification head, or file of predictions; see ``pmray.predictors``.
+            ``transformers`` model with a classification head, or file of predictions; see ``predictors``.
         data: Labelled rows, as in a spec.
         registry: MLflow tracking URI, for names.
         columns: Role -> column name; by default those the model was trained with.
         labels: Names of the outputs, in order, of a model that calls them ``LABEL_0``; for predictions, all labels.
         by: Columns of the data whose values are scored one by one; ``length`` is that of the text, in characters.
-        slices: ``auto`` looks for the slices with the most errors; see ``pmray.slices``.
+        slices: ``auto`` looks for the slices with the most errors; see ``pmray.evaluation.slices``.
         min_slice_rows: Smaller slices are not looked at (`slices`) or put together (`by`).
         errors: How many of the wrong rows to return, the most confident first.
         latency_rows: Rows to ask one by one; 0 asks none.

@@ -12,9 +12,6 @@ from rich.console import Console
 from pmray.distributed.cluster import Capacity, at_a_time
 from pmray.distributed.searchers import search_of
 from pmray.distributed.tune import run_trials
-from pmray.fitting import described
-from pmray.preparation import Prepared
-from pmray.ranking import current_trials, experience_of, signature
 from pmray.report.progress import TrialBoard
 from pmray.run import Run
 from pmray.selection.budget import Spent
@@ -26,6 +23,9 @@ from pmray.selection.ledger import outcome_of
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried
 from pmray.spec import Recipe
+from pmray.stages.fitting import described
+from pmray.stages.preparation import Prepared
+from pmray.stages.ranking import current_trials, experience_of, signature
 from pmray.training.trial import Facts, Work
 
 

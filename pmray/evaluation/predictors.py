@@ -3,8 +3,8 @@
 * a bundle, by folder or by name in the registry
 * an endpoint, by URL
 * any model with a classification head (of texts, of tokens, of images): a ``save_pretrained`` or pipeline folder,
-  ``package:NAME/folder``, Hub id; see ``pmray.foreign_models``
-* predictions that somebody wrote to a file; see ``pmray.prediction_files``
+  ``package:NAME/folder``, Hub id; see ``pmray.evaluation.foreign_models``
+* predictions that somebody wrote to a file; see ``pmray.evaluation.prediction_files``
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pmray.data.formats import FORMATS
 from pmray.data.labelled import LabelledRows, read_labelled
 from pmray.data.sources import read_source
 from pmray.errors import CandidateUnavailable, DataError, EndpointError, UnknownName, first_problems
-from pmray.foreign_models import Classifier, TagsOfData, as_bundle, task_kind
-from pmray.prediction_files import read_predictions, task_kind_of
+from pmray.evaluation.foreign_models import Classifier, TagsOfData, as_bundle, task_kind
+from pmray.evaluation.prediction_files import read_predictions, task_kind_of
 from pmray.registry import find
 from pmray.scoring.ragged import stacked
 from pmray.serving.scorer import Answer, Refused, Scorer

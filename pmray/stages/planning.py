@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pmray import preparation
 from pmray.data.encode import encode_table
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.placement import Node, check_memory, needed_memory, places
-from pmray.preparation import Prepared
 from pmray.report.progress import people
 from pmray.selection.halving import most_waiting
 from pmray.spec import Log, Range, Spec, Uniform
+from pmray.stages import preparation
+from pmray.stages.preparation import Prepared
 from pmray.training.hardware import fastest_precision
 from pmray.training.model import Pretrained
 from pmray.training.trial import recipe_length

@@ -1,6 +1,19 @@
 """All benches, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import coverage, data_checks, encoding, fit, fleet, live, report, trial_overhead, utilisation
+from tests.bench import (
+    coverage,
+    data_checks,
+    encoding,
+    fit,
+    fleet,
+    live,
+    report,
+    serve,
+    sweep,
+    sweep_faults,
+    trial_overhead,
+    utilisation,
+)
 
 data_checks.main()
 coverage.main()
@@ -11,3 +24,6 @@ utilisation.main()
 report.main()
 live.main()
 fleet.main()
+sweep.main()
+sweep_faults.main()
+serve.main()

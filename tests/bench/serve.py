@@ -1,8 +1,9 @@
 """Endpoints side by side: pmray's, the documented Serve deployments, FastAPI with a pipeline, MLflow's server.
 
 ``python -m tests.bench.serve [BUNDLE|- [SECONDS [WAY...]]]``: the same bundle (without one, MiniLM-L6 is fitted to
-SST-2 first), texts (SST-2) and load, which comes from a process of its own; one server at a time; the bare batched forward in one process is the limit. CPU time a row (of the
-server and all that it started, not of the load) says something even where neighbours take the cores.
+SST-2 first), texts (SST-2) and load, which comes from a process of its own; one server at a time; the bare batched
+forward in one process is the limit. CPU time a row (of the server and all that it started, not of the load) says
+something even where neighbours take the cores.
 """
 
 from __future__ import annotations

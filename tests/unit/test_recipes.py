@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from pmray.data.batches import training_steps
 from pmray.errors import TrialError
 from pmray.spec import Candidate, Recipe
+from pmray.spec_file import spec_from
+from pmray.stages.preparation import prepare
 from pmray.tasks.base import LossOptions
 from pmray.tasks.text import TextClassification
 from pmray.training import loop
@@ -17,7 +20,7 @@ from pmray.training.layers import depths, freeze
 from pmray.training.model import locate, open_model, without_adapters
 from pmray.training.optimizer import Optimizer
 from pmray.training.prediction import predict
-from tests.tiny import tiny_image_model, tiny_model
+from tests.tiny import tiny_image_model, tiny_model, tiny_spec
 from tests.unit.test_loop import RECIPE, TASK, Setting, farthest
 
 
@@ -181,3 +184,22 @@ def test_a_fit_leaves_the_same_weights_whatever_the_size_of_passes(folder):
     one.fit()
     other.fit(micro_batch_tokens=60)
     assert farthest(one.weights(), other.weights()) < 1e-3
+
+
+def test_where_few_weights_are_trained_the_default_rate_is_higher(tmp_path):
+    spec = tiny_spec(tmp_path)
+    model = spec["candidates"][0]["model"]
+    recipes = {
+        "whole": {},
+        "head": {"head_only": True},
+        "adapters": {"lora_rank": 2},
+        "mine": {"head_only": True, "lr": 1e-3},
+    }
+    spec["candidates"] = [{"model": model, "name": name, "recipe": recipe} for name, recipe in recipes.items()]
+    arms = prepare(spec_from(spec), Console(quiet=True)).arms
+    rates = {name: arms[name].default.lr for name in recipes}
+    assert rates["head"] == pytest.approx(100 * rates["whole"])
+    assert rates["adapters"] == pytest.approx(10 * rates["whole"])
+    assert rates["mine"] == 1e-3
+    low, high = arms["head"].space["lr"].log
+    assert low < rates["head"] < high

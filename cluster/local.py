@@ -157,10 +157,14 @@ class LocalCluster:
 
     def add_worker(self, cpus: float | None = None, environment: Mapping[str, str] | None = None) -> Node:
         """Have one more node join; ``wait_for_nodes`` says when it has."""
-        inside, options = self.place(len(self.workers) + 1)
+        number = len(self.workers) + 1
+        inside, options = self.place(number)
         node = Node(
             [
                 *("start", "--block", "--disable-usage-stats", "--address", self.address),
+                # Of its own, as on a machine of its own: where nodes share one, each that unpacks a job's working
+                # directory deletes the one that the others are in.
+                *("--temp-dir", str(self.scratch / str(number))),
                 *("--num-cpus", str(self.cpus if cpus is None else cpus)),
                 *options,
             ],

@@ -19,12 +19,16 @@ export PATH PYTHONPATH RAY_AUTH_MODE
 # Makes a token for this user if there is none; Ray's own programs find it.
 ray get-auth-token --generate >/dev/null
 
+# A folder for each node, as on a machine of its own: where nodes share one, each that unpacks a job's working directory
+# deletes the one that the others are in. A short path, for sockets.
+scratch=$(mktemp -d /tmp/ray-XXXXXX)
 pids=""
 stop() {
     trap - INT TERM EXIT
     # Workers first, so that none reports the loss of its head.
     for pid in $pids; do kill "$pid" 2>/dev/null || :; done
     wait
+    rm -rf "$scratch"
 }
 trap 'stop; exit 130' INT TERM
 trap stop EXIT
@@ -42,7 +46,8 @@ until ray health-check --address "127.0.0.1:$port" >/dev/null 2>&1; do
 done
 n=0
 while [ "$n" -lt "$workers" ]; do
-    ray start --block --disable-usage-stats --address "127.0.0.1:$port" --num-cpus "$each" >/dev/null &
+    ray start --block --disable-usage-stats --address "127.0.0.1:$port" --num-cpus "$each" \
+        --temp-dir "$scratch/$((n + 1))" >/dev/null &
     pids="$! $pids"
     n=$((n + 1))
 done

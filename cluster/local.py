@@ -137,8 +137,8 @@ class LocalCluster:
                 *("start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "true"),
                 *("--port", str(self.port), "--num-cpus", str(head_cpus)),
                 *("--dashboard-host", self.host, "--dashboard-port", str(self.dashboard_port)),
-                # A free one each: several clusters of one machine would meet at the fixed one.
-                *("--ray-client-server-port", str(free_port())),
+                # A free one each: several clusters of one machine would meet at the fixed ones.
+                *("--ray-client-server-port", str(free_port()), "--dashboard-agent-listen-port", "0"),
                 *options,
             ],
             self.environment,
@@ -164,7 +164,7 @@ class LocalCluster:
                 *("start", "--block", "--disable-usage-stats", "--address", self.address),
                 # Of its own, as on a machine of its own: where nodes share one, each that unpacks a job's working
                 # directory deletes the one that the others are in.
-                *("--temp-dir", str(self.scratch / str(number))),
+                *("--temp-dir", str(self.scratch / str(number)), "--dashboard-agent-listen-port", "0"),
                 *("--num-cpus", str(self.cpus if cpus is None else cpus)),
                 *options,
             ],

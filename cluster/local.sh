@@ -33,8 +33,10 @@ stop() {
 trap 'stop; exit 130' INT TERM
 trap stop EXIT
 
+# Agents listen on any free port: at a fixed one they would meet those of another Ray of this machine, and take no jobs.
 ray start --head --block --disable-usage-stats --port "$port" --num-cpus "$head_cpus" \
-    --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --include-dashboard true >/dev/null &
+    --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --include-dashboard true \
+    --dashboard-agent-listen-port 0 >/dev/null &
 head=$!
 pids=$head
 n=0
@@ -47,9 +49,20 @@ done
 n=0
 while [ "$n" -lt "$workers" ]; do
     ray start --block --disable-usage-stats --address "127.0.0.1:$port" --num-cpus "$each" \
-        --temp-dir "$scratch/$((n + 1))" >/dev/null &
+        --dashboard-agent-listen-port 0 --temp-dir "$scratch/$((n + 1))" >"$scratch/$((n + 1)).log" &
     pids="$! $pids"
     n=$((n + 1))
+done
+# Whoever looks at the cluster next should see all of it.
+waited=0
+while [ "$n" -gt 0 ]; do
+    if grep -q "Ray runtime started" "$scratch/$n.log"; then
+        n=$((n - 1))
+        continue
+    fi
+    waited=$((waited + 1))
+    [ "$waited" -lt 120 ] || { echo "a worker does not start:" >&2; cat "$scratch/$n.log" >&2; exit 1; }
+    sleep 1
 done
 
 cat <<TEXT

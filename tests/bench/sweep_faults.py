@@ -138,7 +138,8 @@ def failures() -> None:
             if run.returncode:
                 CONSOLE.print(err[-3000:])
             verdict = json.loads((folder / "runs" / "tiny" / "verdict.json").read_text())
-            trials = [one for one in outcomes(folder) if one["stage"] == "sweep"]
+            # A trial that waits at a rung and goes on has several lines.
+            trials = {one["key"]: one for one in outcomes(folder) if one["stage"] == "sweep"}.values()
             faults = (folder / "notes" / "faults").read_text().split() if share else []
             table.add_row(
                 f"{share:.0%}",

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from pmray import storage
 from pmray.registry import find
-from tests.tiny import tiny_spec
+from tests.tiny import tiny_bundle, tiny_spec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 from local import LocalCluster
@@ -89,10 +89,11 @@ EVERY_VERB = """
 import sys
 from typer.testing import CliRunner
 from pmray.cli import app
-spec, address, dashboard = sys.argv[1:]
+spec, texts, bundle, address, dashboard = sys.argv[1:]
 at, to = ["--address", address], ["--address", dashboard]
 for verb in (["doctor", *at], ["plan", spec, *at], ["rank", spec, *at], ["sweep", spec, *at],
-             ["fit", spec, "--candidate", "bert", *at], ["submit", "sweep", spec, *to], ["jobs", *to],
+             ["fit", spec, "--candidate", "bert", *at], ["pretrain", texts, *at],
+             ["serve", bundle, "--port", "0", *at], ["submit", "sweep", spec, *to], ["jobs", *to],
              ["jobs", *at], ["logs", "x", *to], ["stop", "x", *to]):
     told = CliRunner().invoke(app, verb)
     print(verb[0], "|", type(told.exception).__name__, "|", told.exception)
@@ -109,11 +110,18 @@ for verb in (["doctor", *at], ["plan", spec, *at], ["rank", spec, *at], ["sweep"
 def test_without_the_token_every_verb_fails_with_one_sentence(fleet, tmp_path, changes, sentence):
     spec = tmp_path / "spec.yaml"
     spec.write_text(yaml.safe_dump({**yaml.safe_load(fleet.spec.read_text()), "storage": str(tmp_path / "runs")}))
-    command = [sys.executable, "-c", EVERY_VERB, str(spec), fleet.cluster.address, fleet.cluster.dashboard]
+    texts, told = tmp_path / "texts.yaml", yaml.safe_load(spec.read_text())
+    models = [{"model": one["model"], "name": one["name"]} for one in told["candidates"]]
+    data = {"train": told["data"]["train"]}
+    shown = {"task": "pretraining", "data": data, "candidates": models, "storage": told["storage"]}
+    texts.write_text(yaml.safe_dump(shown))
+    bundle = tiny_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-c", EVERY_VERB, spec, texts, bundle, fleet.cluster.address, fleet.cluster.dashboard]
     environment = fleet.environment(HOME=str(tmp_path), **changes)
+    command = [str(one) for one in command]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     told = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
-    assert len(told) == 10, done.stdout + done.stderr
+    assert len(told) == 12, done.stdout + done.stderr
     for verb, kind, message in told:
         assert kind == "ClusterError" and sentence in message, (verb, kind, message)
 

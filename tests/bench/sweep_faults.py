@@ -209,7 +209,7 @@ def many() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         spec = load_spec(write_spec(folder, algorithm="random"), ["search.rungs=2"])
-        short = [one.model_copy(update={"recipe": {**RECIPE, "epochs": 0.5}}) for one in spec.candidates]
+        short = [one.model_copy(update={"recipe": {**RECIPE, "epochs": 2}}) for one in spec.candidates]
         spec = spec.model_copy(update={"candidates": short})
         prepared, ends, memory = prepare(spec, Console(stderr=True)), Counter(), {}
         driver = psutil.Process()
@@ -223,9 +223,7 @@ def many() -> None:
             started = time.perf_counter()
             run_trials(
                 Search(list(prepared.arms.values()), algorithm="random"),
-                lambda proposal: prepared.work(
-                    "sweep", proposal.candidate, proposal.recipe, 0, states=folder / "states"
-                ),
+                lambda proposal: prepared.work("sweep", proposal.candidate, proposal.recipe, 0),
                 {one.name: spec.resources for one in prepared.candidates},
                 trials=MANY,
                 at_a_time=2,
@@ -250,7 +248,6 @@ def many() -> None:
         CONSOLE.print(
             f"{dict(ends)} in {seconds:.0f} s; the driver grew by {grown:.0f} MiB from trial 20 to {max(memory)} "
             f"(aim: 200); left: {held:g} CPUs held, {len(groups)} placement groups, {len(actors)} actors, "
-            f"{len(list((folder / 'states').glob('*'))) if (folder / 'states').is_dir() else 0} states, "
             f"{scratch / 2**20:.1f} MiB of Tune's files (deleted with the run)"
         )
 

@@ -105,3 +105,7 @@ def main() -> None:
     met = "met" if extra < LIMIT else "MISSED"
     table.caption = f"An additional trial costs {extra:.2f} s beyond its own work; the aim is under {LIMIT} s: {met}."
     console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,12 +33,14 @@ def running(deployment):
 
 
 def test_one_process_for_all_answers_what_two_do_and_more_come_with_the_load(bundle):
-    with pmray.deploy(str(bundle), serve_spec=pmray.Serve(port=0, cpus=0.5, separate=False)) as deployed:
+    # Answers are held against each other to the fifth digit.
+    shared = {"port": 0, "cpus": 0.5, "precision": "fp32"}
+    with pmray.deploy(str(bundle), serve_spec=pmray.Serve(**shared, separate=False)) as deployed:
         together = ask(deployed.url)
         assert httpx.get(f"{deployed.url}/healthz", timeout=60).json() == {"status": "healthy"}
         assert list(serve.status().applications["pmray"].deployments) == ["Ingress"]
     # Small batches, so that several wait however fast the model is.
-    settings = pmray.Serve(port=0, cpus=0.5, replicas=(1, 2), max_batch_rows=2, max_wait_s=30)
+    settings = pmray.Serve(**shared, replicas=(1, 2), max_batch_rows=2, max_wait_s=30)
     with pmray.deploy(str(bundle), serve_spec=settings) as deployed:
         np.testing.assert_allclose(ask(deployed.url), together, atol=1e-5)
         assert running("Model") == 1

@@ -385,7 +385,7 @@ def test_other_tasks_too_go_from_a_spec_to_an_endpoint(tmp_path, kind):
     assert len([line for line in verdict.lines if line.baseline]) == 2
     offline = pmray.evaluate(str(swept.bundle), files["test"], errors=3)
     assert offline.score.value == pytest.approx(verdict.line("tiny").score.value, abs=1e-9)
-    with pmray.deploy(str(swept.bundle), serve_spec=pmray.Serve(port=0, cpus=0.5)) as deployed:
+    with pmray.deploy(str(swept.bundle), serve_spec=pmray.Serve(port=0, cpus=0.5, precision="fp32")) as deployed:
         online = pmray.evaluate(deployed.url, files["test"])
         labelled = make(5, seed=9)
         if kind == "images":

@@ -33,6 +33,9 @@ class PostgreSQL:
                 pytest.skip("PostgreSQL does not run as root, and there is no user postgres to run it as")
             self._options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(folder, user.pw_uid, user.pw_gid)
+            # That user must get there: pytest's folders are for one's own.
+            for part in (folder, *folder.parents[:3]):
+                part.chmod(part.stat().st_mode | 0o055)
         self.folder = folder
         self._data = folder / "data"
         self._call("initdb", "-D", self._data, "-U", "pmray", "-A", "trust", "--no-sync", "-E", "UTF8")

@@ -35,10 +35,7 @@ LOAD_S = float(os.environ.get("PMRAY_LOAD_S", "0"))
 @pytest.fixture
 def database(tmp_path_factory):
     """A PostgreSQL server for the live store."""
-    folder = tmp_path_factory.mktemp("postgresql")
-    for part in (folder, *folder.parents[:3]):
-        part.chmod(part.stat().st_mode | 0o055)
-    server = PostgreSQL(folder)
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
     yield server
     server.stop()
 

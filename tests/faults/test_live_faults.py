@@ -33,10 +33,7 @@ for number in itertools.count():
 
 @pytest.fixture(scope="module")
 def postgresql(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("postgresql")
-    for part in (folder, *folder.parents[:3]):
-        part.chmod(part.stat().st_mode | 0o055)
-    server = PostgreSQL(folder)
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
     yield server
     server.stop()
 

@@ -21,10 +21,7 @@ from tests.live import feedback, labels_of, scores_of, traffic
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("postgresql")
-    for part in (folder, *folder.parents[:3]):  # the server's user must reach it
-        part.chmod(part.stat().st_mode | 0o055)
-    server = PostgreSQL(folder)
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
     yield server
     server.stop()
 

@@ -21,6 +21,7 @@ from pmray.distributed.tune import run_trials
 from pmray.selection.search import Search
 from pmray.spec import Spec
 from pmray.spec_file import spec_from
+from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
 
 TRIALS = 8
@@ -57,7 +58,8 @@ def measure(spec: Spec, console: Console) -> tuple[float, list[tuple[float, floa
         ends.append(time.perf_counter())
         parts.append((facts.measured["train_seconds"] + facts.measured["evaluate_seconds"], facts.seconds))
 
-    with connected():
+    with connected() as cluster:
+        encode(prepared, cluster, console)
         started = time.perf_counter()
         run_trials(
             Search(list(prepared.arms.values())),

@@ -83,13 +83,13 @@ def register(
         version = next(
             (one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get("pmray.key") == key), None
         )
+        is_new = version is None
         if version is None:
             made_by = run_id or _own_run(client, name, key, metrics, params)
             version = client.create_model_version(
                 name, source=source or bundle.folder.as_uri(), run_id=made_by, tags={"pmray.key": key}
             )
-            _give(client, name, alias, str(version.version))
-        elif alias not in _aliases(client, name):
+        if is_new or alias not in _aliases(client, name):
             _give(client, name, alias, str(version.version))
         has = sorted(one for one, owner in _aliases(client, name).items() if owner == str(version.version))
     except MlflowException as error:

@@ -682,16 +682,15 @@ class Spec(Section):
         return candidate.resources or self.resources
 
     def with_gpus(self, shares: Mapping[str, float]) -> Spec:
-        """The spec with candidates that ask for another part of a GPU a worker, by name."""
-        changed = [
-            one.model_copy(
-                update={"resources": self.resources_of(one).model_copy(update={"gpus_per_worker": shares[one.name]})}
-            )
-            if one.name in shares
-            else one
-            for one in self.candidates
-        ]
-        return self.model_copy(update={"candidates": changed})
+        """The spec with fixed parts of a GPU, by candidate, in place of ``share_gpu``."""
+
+        def fixed(one: Candidate) -> Candidate:
+            if one.name not in shares:
+                return one
+            part = {"gpus_per_worker": shares[one.name], "share_gpu": False}
+            return one.model_copy(update={"resources": self.resources_of(one).model_copy(update=part)})
+
+        return self.model_copy(update={"candidates": [fixed(one) for one in self.candidates]})
 
     def candidate(self, name: str) -> Candidate:
         """Return the candidate of that name.

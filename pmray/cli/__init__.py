@@ -28,9 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-command: Callable[..., Answer]
-app.command()(experiments.init)
-for command in (
+COMMANDS: tuple[Callable[..., Answer], ...] = (
     experiments.check,
     experiments.plan,
     experiments.rank,
@@ -39,10 +37,6 @@ for command in (
     experiments.pretrain,
     models.evaluate,
     models.compare,
-):
-    app.command()(answering(command))
-app.command()(models.serve)
-for command in (
     models.promote,
     models.watch,
     runs.runs,
@@ -55,8 +49,12 @@ for command in (
     clusters.jobs,
     clusters.logs,
     clusters.stop,
-):
+)
+for command in COMMANDS:
     app.command()(answering(command))
+# What they say is no answer: a spec to be kept, and an endpoint until Ctrl-C.
+for plain in (experiments.init, models.serve):
+    app.command()(plain)
 app.add_typer(clusters.deployment)
 # What follows the submitted command is its own.
 app.command(context_settings={"ignore_unknown_options": True})(answering(clusters.submit))

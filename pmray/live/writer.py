@@ -130,6 +130,7 @@ class Writer:
             self._forget(new, dropped=True)  # the database will never take them, and others wait behind them
             return True
         except Exception:
+            # The thread has to live: who waits for it would wait for ever.
             log.exception("predictions could not be written and are dropped")
             _refuse(feedback, "the live store failed; the server's log says why")
             self._forget(new, dropped=True)
@@ -145,6 +146,7 @@ class Writer:
             try:
                 self._waiting.extend(make())
             except Exception:
+                # One request's record; the others' must not be lost with it.
                 log.exception("predictions could not be recorded")
                 self.dropped += 1
         while len(self._waiting) > self._at_most:

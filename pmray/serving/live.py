@@ -223,6 +223,7 @@ class Scorekeeper:
             self.skipped += 1
             return
         except Exception:
+            # Nobody waits for it: whatever goes wrong with a challenger, the reply was sent.
             log.exception("version %s could not answer as a challenger", other.version)
             return
         # Rows that it refuses are missing; the others hold the row that they answer.

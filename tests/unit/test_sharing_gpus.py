@@ -49,6 +49,7 @@ def test_trials_ask_for_the_part_of_a_gpu_that_a_step_was_seen_to_take(prepared,
     assert list(asked) == [first]
     gpus = {one.name: shared.spec.resources_of(one).gpus_per_worker for one in shared.spec.candidates}
     assert gpus[first] == pytest.approx(1 / 3) and gpus[second] == 1
+    assert spec_from(shared.spec.model_dump()), "what is written down can be read again"
 
 
 def test_where_nothing_could_be_measured_each_trial_has_a_gpu(prepared, monkeypatch):

@@ -50,11 +50,11 @@ COMMANDS: tuple[Callable[..., Answer], ...] = (
     clusters.logs,
     clusters.stop,
 )
-for command in COMMANDS:
-    app.command()(answering(command))
 # What they say is no answer: a spec to be kept, and an endpoint until Ctrl-C.
 for plain in (experiments.init, models.serve):
     app.command()(plain)
+for command in COMMANDS:
+    app.command()(answering(command))
 app.add_typer(clusters.deployment)
 # What follows the submitted command is its own.
 app.command(context_settings={"ignore_unknown_options": True})(answering(clusters.submit))

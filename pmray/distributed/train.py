@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pmray import storage
 from pmray.distributed.cluster import PLACE_SECONDS, elsewhere
+from pmray.distributed.torch_group import NodeAddresses
 from pmray.errors import OutOfMemory
 from pmray.spec import Resources
 from pmray.training.loop import Rung
@@ -195,6 +196,7 @@ class _Group(Thread):
         self.trainer = TorchTrainer(
             _worker,
             train_loop_config={"work": work, "queue": queue},
+            torch_config=NodeAddresses(),
             scaling_config=scaling(resources),
             run_config=RunConfig(
                 name=work.key,

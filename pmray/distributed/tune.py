@@ -19,6 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity, elsewhere
+from pmray.distributed.torch_group import NodeAddresses
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
 from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
@@ -129,6 +130,7 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
     trainer = TorchTrainer(
         _nested_worker,
         train_loop_config={"work": work},
+        torch_config=NodeAddresses(),
         scaling_config=replace(scaling(demand), label_selector=elsewhere(config["without"]) or None),
         run_config=ray.train.RunConfig(
             name=work.key, storage_path=scratch, failure_config=FAILURES, callbacks=[TuneReportCallback()]

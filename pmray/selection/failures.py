@@ -35,7 +35,7 @@ _DIED = re.compile(
 _MACHINE = re.compile(
     r"^(?:[\w.]*\b)?(?:OSError|IOError|FileNotFoundError|PermissionError|ConnectionError|ConnectionResetError|"
     r"ConnectionRefusedError|BrokenPipeError|TimeoutError|AcceleratorError|DistBackendError|SafetensorError)\b"
-    r"|CUDA error|NCCL|cuDNN|CUBLAS",
+    r"|CUDA error|NCCL|cuDNN|CUBLAS|Gloo|gloo/transport|DistNetworkError|DistStoreError",
     re.MULTILINE,
 )
 

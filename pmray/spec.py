@@ -452,11 +452,14 @@ class Search(Section):
     """Training rows on which candidates are ranked before any fine-tuning."""
     keep_after_rank: float = Field(default=0.5, gt=0, le=1)
     """Share of the candidates that is fine-tuned; never fewer than three, never the last of a family."""
+    leaders: int = Field(default=3, ge=1)
+    """Candidates that get recipes beyond their default one: those that lead where trials are first compared; equal
+    scores share the place. More of them cost more, and lose less where default recipes mislead."""
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung."""
     rungs: int = Field(default=2, ge=0)
-    """Rungs before the end, in examples seen: at 1/reduction, 1/reduction² … of the longest trial, but none within
-    twice the warm-up. 0: no halving."""
+    """Rungs before the end, in examples seen: at 1/3, 1/9 … of the longest trial, but none within twice the warm-up.
+    0: no halving."""
     pause: bool = True
     """Whether all trials wait at a rung, and the best then go on from their states; false decides about each as it
     arrives (the stopping rule of ASHA), which needs no states and takes more training."""

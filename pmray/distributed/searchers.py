@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ray import tune
@@ -19,8 +19,8 @@ SCORE = "score"
 class TuneSearch:
     """Asks a searcher of Ray Tune for the recipes of each candidate; used as ``selection.search.Search`` is.
 
-    These searchers know one flat space: so each candidate has its own, and the candidates take turns, whatever their
-    scores. Default recipes come first, and after them those that did well elsewhere.
+    These searchers know one flat space: so each candidate has its own, and those that lead take turns. Default recipes
+    come first, and after them those that did well elsewhere.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TuneSearch:
         self._open: dict[int, tuple[str, Recipe, str | None]] = {}
         self._count = self._asked = 0
 
-    def ask(self) -> Proposal | None:
+    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
         """Return what to try next; None when no searcher proposes anything new."""
         while self._first:
             candidate, recipe = self._first.pop(0)
@@ -61,6 +61,8 @@ class TuneSearch:
         for _ in range(ATTEMPTS * len(self._turns)):
             candidate = self._turns.pop(0)
             self._turns.append(candidate)
+            if leaders is not None and candidate not in leaders:
+                continue
             self._asked += 1
             searcher, asked = self._searchers[candidate], str(self._asked)
             values = searcher.suggest(asked)

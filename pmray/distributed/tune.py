@@ -22,7 +22,7 @@ from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity, elsewher
 from pmray.distributed.torch_group import NodeAddresses
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
-from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
+from pmray.selection.halving import Reached, Standing, Stop, halve, leading, promoted
 from pmray.selection.ledger import Outcome
 from pmray.selection.search import Asking, Proposal, Tried
 from pmray.spec import Recipe, Resources
@@ -39,6 +39,7 @@ def run_trials(
     trials: int,
     at_a_time: int,
     reduction: float,
+    leaders: int,
     enough: Callable[[], bool],
     scratch: Path,
     on_start: Callable[[Work], None],
@@ -61,6 +62,7 @@ def run_trials(
         trials: How many to run.
         at_a_time: Trials that run at once.
         reduction: Of the halving; see ``selection.halving``.
+        leaders: Candidates that get more than their first recipes; see ``selection.halving.leading``.
         enough: Whether no further trial is to be started.
         scratch: Folder for Tune's own files; removed by the caller.
         on_start: Called in the driver when a trial starts, or starts anew.
@@ -72,7 +74,10 @@ def run_trials(
             each is decided about as it arrives, as those of several workers are in any case.
         on_avoid: Called with the name of a host that gets no more trials.
     """
-    proposals = _Proposals(search, make_work, trials, enough, over, earlier, reduction if pause else math.inf)
+    waiting = reduction if pause else math.inf
+    proposals = _Proposals(
+        search, make_work, trials, enough, over, earlier, waiting, candidates=list(resources), leaders=leaders
+    )
     if proposals.at_end():
         return
     # Trials of one worker share actors; several workers make a trial that ends its own worker group.
@@ -242,10 +247,16 @@ class _Proposals(_Driver, Searcher):
         over: Callable[[], bool] = lambda: False,
         earlier: Iterable[Outcome] = (),
         reduction: float = math.inf,
+        *,
+        candidates: Sequence[str],
+        leaders: int,
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
         self.search, self.make_work, self.left, self.enough, self.over = search, make_work, trials, enough, over
+        self.candidates, self.leaders = candidates, leaders
+        self.used_up: frozenset[str] | None = None
+        """Leaders for which the search had nothing new."""
         self.reduction = reduction
         """Of trials that wait at their rungs; infinite where none does."""
         self.reached: dict[str, Reached] = {}
@@ -317,8 +328,14 @@ class _Proposals(_Driver, Searcher):
         if self.left == 0 or self.enough():
             self.left, self.first = 0, None
             return None
-        proposal = self.search.ask() if self.first is None else self.first
-        self.first = None
+        proposal, self.first = self.first, None
+        if proposal is None:
+            leaders = leading(self.reached.values(), self.candidates, self.leaders)
+            proposal = None if leaders == self.used_up else self.search.ask(leaders)
+            if proposal is None and self.under_way:
+                # What is under way may yet change who leads.
+                self.used_up = leaders
+                return None
         self.left = 0 if proposal is None else self.left - 1
         return proposal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -56,8 +56,12 @@ class Tried:
 class Asking(Protocol):
     """What proposes recipes and learns from their scores."""
 
-    def ask(self) -> Proposal | None:
-        """Return what to try next; None when there is nothing new."""
+    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
+        """Return what to try next; None when there is nothing new.
+
+        Args:
+            leaders: Candidates for which recipes beyond the first ones are asked; all by default.
+        """
         ...
 
     def tell(self, number: int, score: float | None) -> None:
@@ -111,29 +115,31 @@ class Search:
         self._first = [(arm.candidate, arm.default) for arm in arms] + [one for one in first if one[0] in self._arms]
         self._grid = _grid(arms) if algorithm == "grid" else None
 
-    def ask(self) -> Proposal | None:
+    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
         """Return what to try next; None when nothing new was found in the spaces, however often they were asked."""
+        arms = [arm for arm in self._arms.values() if leaders is None or arm.candidate in leaders]
         while self._first:
             candidate, recipe = self._first.pop(0)
             if (candidate, recipe) not in self._proposed:
                 return self._propose(candidate, recipe)
         if self._grid is not None:
-            left = (one for one in self._grid if one not in self._proposed)
+            asked = {arm.candidate for arm in arms}
+            left = (one for one in self._grid if one not in self._proposed and one[0] in asked)
             return self._propose(*found) if (found := next(left, None)) else None
         for _ in range(ATTEMPTS):
             with Quiet():
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
-                if (arm.candidate, recipe) in self._proposed:
+                if arm not in arms or (arm.candidate, recipe) in self._proposed:
                     self._study.tell(trial, state=TrialState.FAIL)
                     continue
             proposal = self._propose(arm.candidate, recipe)
             self._running[proposal.number] = trial
             return proposal
         # TPE comes back to what was good; in a small space chance finds what is left.
-        for _ in range(4 * ATTEMPTS):
-            arm = self._chance.choice(list(self._arms.values()))
+        for _ in range(4 * ATTEMPTS if arms else 0):
+            arm = self._chance.choice(arms)
             recipe = readable_recipe(arm, {field: _draw(values, self._chance) for field, values in arm.space.items()})
             if (arm.candidate, recipe) not in self._proposed:
                 return self._propose(arm.candidate, recipe)

@@ -37,6 +37,13 @@ def test_a_searcher_of_ray_tune_proposes_recipes(name):
     assert name != "optuna" or np.mean(off[-20:]) < np.mean(off[4:24]), "it learns"
 
 
+def test_a_searcher_is_asked_for_those_that_lead():
+    search = TuneSearch(ARMS, algorithm="optuna")
+    first = [search.ask(["b"]).candidate for _ in range(8)]
+    assert first == ["a", "b", "fixed", *"bbbbb"]
+    assert search.ask(["fixed"]) is None
+
+
 def test_a_resumed_searcher_repeats_nothing():
     done = run(TuneSearch(ARMS, algorithm="optuna"), 9)
     tried = [Tried(candidate, recipe, 0.5) for candidate, recipe in done]

@@ -215,14 +215,15 @@ def test_what_tune_ships_for_a_trial_is_small():
     assert len(cloudpickle.dumps(_trial)) < 100_000
 
 
-def driver_of(keys, reduction=float("inf")):
+def driver_of(keys, reduction=float("inf"), leaders=1):
     """What Tune talks to, with trials of these keys and nothing behind them."""
     from types import SimpleNamespace
 
     from pmray.distributed.tune import _News, _Proposals
 
     asked = iter([*(SimpleNamespace(number=number, key=key) for number, key in enumerate(keys)), None])
-    search = SimpleNamespace(ask=lambda: next(asked), told=[], tell=lambda *told: search.told.append(told))
+    search = SimpleNamespace(told=[], tell=lambda *told: search.told.append(told), among=[])
+    search.ask = lambda among=None: (search.among.append(among), next(asked, None))[1]
     search.learn = lambda tried: search.told.append((tried.candidate, tried.score))
     named = SimpleNamespace(name="bert")
     proposals = _Proposals(
@@ -231,6 +232,8 @@ def driver_of(keys, reduction=float("inf")):
         trials=len(keys),
         enough=lambda: False,
         reduction=reduction,
+        candidates=["bert"],
+        leaders=leaders,
     )
     ended = []
     resources = {"bert": pmray.Spec.model_fields["resources"].default}
@@ -460,3 +463,26 @@ def test_a_run_stays_within_its_disk(tmp_path, monkeypatch):
     best = max((one for one in swept.outcomes if one.stage == "final"), key=lambda one: (one.score, -one.seed))
     # The other seed's weights went when it had lost, not in the end.
     assert [folder.name for folder in (swept.folder / "checkpoints").iterdir()] == [best.key]
+
+
+def test_recipes_are_asked_for_those_that_lead_and_again_when_others_may():
+    from types import SimpleNamespace
+
+    from ray.tune.search import Searcher
+
+    from pmray.training.trial import Facts
+
+    search, proposals, news, _ = driver_of(["first"])
+    proposals.left = 5
+    proposals.suggest("first")
+    assert proposals.suggest("early") is None
+    assert search.among == [None, {"bert"}], "nobody has a score: all lead"
+    assert proposals.suggest("early") is None
+    assert len(search.among) == 2, "the search has said that it has nothing new for these"
+    proposals.candidates = ["bert", "gpt"]
+    assert proposals.suggest("early") is None
+    assert search.among[2:] == [{"bert", "gpt"}]
+    done = Facts(status="done", score=0.8, examples=30, curve=((10, 0.7), (30, 0.8)), seconds=1.0)
+    news.on_trial_complete(0, [], SimpleNamespace(trial_id="first", last_result={"facts": done}))
+    assert proposals.suggest("late") == Searcher.FINISHED
+    assert search.among[3:] == [{"bert"}]

@@ -195,3 +195,16 @@ def test_what_means_nothing_without_another_value_is_searched_only_there(algorit
     assert len(found) == len(recipes)
     resumed = Search([Arm("a", Recipe(), space)], tried=[Tried("a", Recipe(), 0.5), Tried("a", recipes[-1], 0.6)])
     assert len(resumed._study.trials) == 2
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_only_those_that_lead_get_recipes_beyond_the_first(algorithm):
+    space = {"batch_size": Choice(choice=[8, 16, 32])}
+    search = Search([Arm(name, Recipe(), space) for name in "abc"], algorithm=algorithm)
+    asked = []
+    while (proposal := search.ask(["b"])) is not None:
+        search.tell(proposal.number, 0.9 if proposal.candidate == "a" else 0.1)
+        asked.append(proposal.candidate)
+    assert asked == ["a", "b", "c", "b", "b"]
+    assert search.ask() is not None, "there is more for the others"
+    assert search.ask([]) is None

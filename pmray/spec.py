@@ -180,6 +180,9 @@ class Recipe(Section):
     """Share of the steps in which lr rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How lr falls after the warm-up."""
+    lr_changes: tuple[tuple[float, float], ...] = ()
+    """(Share of the fit, factor): from there on lr is so many times what it would be. ``search.algorithm: pbt`` finds
+    them; a space cannot name them."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decay of weight matrices (not of biases and norms)."""
     clip: float = Field(default=1.0, gt=0)
@@ -216,6 +219,14 @@ class Recipe(Section):
         if self.lora_rank and (self.head_only or self.freeze_layers):
             raise ValueError("lora_rank leaves the body as it is; take out head_only and freeze_layers")
         return self
+
+    @field_validator("lr_changes")
+    @classmethod
+    def _in_order(cls, value: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        shares = [share for share, _ in value]
+        if shares != sorted(set(shares)) or not all(0 <= share < 1 and factor > 0 for share, factor in value):
+            raise ValueError(f"lr_changes needs rising shares from 0 to 1, with factors above 0, but got {list(value)}")
+        return value
 
     def changed(self, values: Mapping[str, Any]) -> Recipe:
         """A copy with some values changed, and checked (so that ``epochs: 2`` and ``epochs: 2.0`` are one recipe)."""
@@ -407,15 +418,12 @@ def _short_name(model: str, layers: object) -> str:
     return f"{name}-{layers}-layers" if layers else name
 
 
-ALGORITHMS = ("tpe", "random", "grid")
+ALGORITHMS = ("tpe", "random", "grid", "pbt")
 
 
 def _algorithm(value: str) -> str:
-    if value == "pbt" or value == "ray:pbt":
-        raise ValueError(
-            "population based training finds a schedule for one model's weights, not a recipe that can be fitted again "
-            f"with other seeds; use {', '.join(ALGORITHMS)} or ray:NAME"
-        )
+    if value == "ray:pbt":
+        raise ValueError("Ray Tune's pbt gives weights, not a recipe that other seeds can be fitted with; use pbt")
     if value not in ALGORITHMS and not re.fullmatch(r"ray:\w+", value):
         raise UnknownName("algorithm", value, [*ALGORITHMS, "ray:NAME"])
     return value
@@ -444,7 +452,9 @@ class Search(Section):
     """Start no new trial once the leading candidates can hardly change any more; `trials` stays the most there are."""
     algorithm: Annotated[str, AfterValidator(_algorithm)] = "tpe"
     """How recipes are proposed: Optuna's TPE (``tpe``, Bergstra et al. 2011), ``random``, ``grid``, or a searcher of
-    Ray Tune whose package is installed (``ray:hyperopt``), one for each candidate in turn."""
+    Ray Tune whose package is installed (``ray:hyperopt``), one for each candidate in turn. ``pbt`` (Jaderberg et al.
+    2017) begins with random ones and, in place of halving, replaces the worst quarter at each rung by variants of the
+    best with another learning rate from there on."""
     experience: Annotated[bool | str, BeforeValidator(_switch)] = False
     """Use how models did on earlier data, and add what this run finds: ``on`` (a file in `storage`), a path, or
     ``off``. Nothing of the data is kept, and nothing is sent anywhere."""
@@ -458,8 +468,8 @@ class Search(Section):
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung."""
     rungs: int = Field(default=2, ge=0)
-    """Rungs before the end, in examples seen: at 1/3, 1/9 … of the longest trial, but none within twice the warm-up.
-    0: no halving."""
+    """Rungs before the end, in examples seen: at 1/3, 1/9 … of the longest trial, but none within twice the warm-up;
+    with ``pbt`` at equal distances. 0: no halving."""
     pause: bool = True
     """Whether all trials wait at a rung, and the best then go on from their states; false decides about each as it
     arrives (the stopping rule of ASHA), which needs no states and takes more training."""
@@ -478,6 +488,12 @@ class Search(Section):
     """Trials at a time; by default as many as the cluster holds."""
     seed: int = 0
     """Seed of the search itself."""
+
+    @model_validator(mode="after")
+    def _population_waits(self) -> Self:
+        if self.algorithm == "pbt" and not (self.pause and self.stop and self.rungs):
+            raise ValueError("`algorithm: pbt` needs trials that wait at rungs: leave pause, stop and rungs alone")
+        return self
 
 
 class Decide(Section):
@@ -647,6 +663,16 @@ class Spec(Section):
             if value not in known:
                 raise UnknownName("score", value, known)
         return value
+
+    @model_validator(mode="after")
+    def _population_of_single_workers(self) -> Self:
+        several = [one.name for one in self.candidates if self.resources_of(one).most > 1]
+        if self.search.algorithm == "pbt" and several:
+            raise ValueError(
+                f"`search.algorithm: pbt` copies states of trials of one worker, but {', '.join(several)} has several; "
+                "set `resources.workers: 1`, or use tpe"
+            )
+        return self
 
     @property
     def folder(self) -> Path:

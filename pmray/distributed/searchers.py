@@ -127,7 +127,8 @@ def search_of(
     ours, _, theirs = asked.algorithm.partition("ray:")
     if theirs:
         return TuneSearch(arms, algorithm=theirs, seed=asked.seed, tried=tried, first=first)
-    return Search(arms, algorithm=ours, seed=asked.seed, tried=tried, first=first)
+    # A population begins with random recipes.
+    return Search(arms, algorithm="random" if ours == "pbt" else ours, seed=asked.seed, tried=tried, first=first)
 
 
 def _searcher(algorithm: str, arm: Arm, seed: int) -> Searcher:

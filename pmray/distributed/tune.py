@@ -16,16 +16,16 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity, elsewhere
+from pmray.distributed.proposals import DriverOnly, Population, Proposals
 from pmray.distributed.torch_group import NodeAddresses
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
-from pmray.selection.halving import Reached, Standing, Stop, halve, leading, promoted
+from pmray.selection.halving import Standing, Stop, halve
 from pmray.selection.ledger import Outcome
-from pmray.selection.search import Asking, Proposal, Tried
-from pmray.spec import Recipe, Resources
+from pmray.selection.search import Asking, Proposal
+from pmray.spec import Resources
 from pmray.training.loop import Rung
 from pmray.training.state import State, StateFile, open_state
 from pmray.training.trial import Facts, Work, carry_out
@@ -48,6 +48,7 @@ def run_trials(
     earlier: Iterable[Outcome] = (),
     over: Callable[[], bool] = lambda: False,
     pause: bool = False,
+    population: Population | None = None,
     on_avoid: Callable[[str], None] = lambda host: None,
 ) -> None:
     """Run a sweep as one Tune run over (candidate, recipe).
@@ -72,11 +73,20 @@ def run_trials(
         over: Whether a budget is used up, so that none that waits goes on either.
         pause: Whether trials of one worker wait at each rung until all have arrived, and the best then go on; otherwise
             each is decided about as it arrives, as those of several workers are in any case.
+        population: Those that wait are replaced by variants of the best, in place of halving.
         on_avoid: Called with the name of a host that gets no more trials.
     """
-    waiting = reduction if pause else math.inf
-    proposals = _Proposals(
-        search, make_work, trials, enough, over, earlier, waiting, candidates=list(resources), leaders=leaders
+    proposals = Proposals(
+        search,
+        make_work,
+        trials,
+        enough,
+        over,
+        earlier,
+        reduction if pause else math.inf,
+        candidates=list(resources),
+        leaders=leaders,
+        population=population,
     )
     if proposals.at_end():
         return
@@ -115,7 +125,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
-            callbacks=[_News(proposals, resources, on_start, on_rung, on_end, earlier, on_avoid)],
+            callbacks=[_News(proposals, resources, on_start, on_rung, on_end, on_avoid)],
             verbose=0,
         ),
     )
@@ -228,146 +238,11 @@ def _rung_report(rung: Rung) -> dict[str, Any]:
     return {"examples": rung.examples, "score": rung.score, "rung": rung}
 
 
-class _Driver:
-    """Base of objects that live in the driver only: Tune tries to write them to disk, and need not."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Proposals(_Driver, Searcher):
-    """Hands the search's proposals to Tune, and the scores back."""
-
-    def __init__(
-        self,
-        search: Asking,
-        make_work: Callable[[Proposal], Work],
-        trials: int,
-        enough: Callable[[], bool],
-        over: Callable[[], bool] = lambda: False,
-        earlier: Iterable[Outcome] = (),
-        reduction: float = math.inf,
-        *,
-        candidates: Sequence[str],
-        leaders: int,
-    ) -> None:
-        # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
-        super().__init__()
-        self.search, self.make_work, self.left, self.enough, self.over = search, make_work, trials, enough, over
-        self.candidates, self.leaders = candidates, leaders
-        self.used_up: frozenset[str] | None = None
-        """Leaders for which the search had nothing new."""
-        self.reduction = reduction
-        """Of trials that wait at their rungs; infinite where none does."""
-        self.reached: dict[str, Reached] = {}
-        """Key of a trial -> how far it has come."""
-        self.waiting: dict[str, tuple[int | None, Work]] = {}
-        """Key of a trial that waits at a rung -> its number in the search, where this run has proposed it."""
-        self.promoted: list[str] = []
-        """Keys of those that go on next."""
-        for one in earlier:
-            proposal = Proposal(-1, one.candidate, Recipe(**one.recipe))
-            self.note(make_work(proposal), one.curve, None, waits=one.status == "stopped")
-        self.first = search.ask() if trials else None
-        """Asked before Tune starts, which cannot run without a trial."""
-        self.numbers: dict[str, int | None] = {}
-        self.works: dict[str, Work] = {}
-        self.under_way: set[str] = set()
-        self.given_back: list[tuple[str, frozenset[str]]] = []
-        """Trials to hand out once more, under another id, and the hosts where they are not to run."""
-        self.avoid: frozenset[str] = frozenset()
-        """Hosts where nothing is to run."""
-
-    def suggest(self, trial_id: str) -> Any:
-        without: frozenset[str] = frozenset()
-        number: int | None
-        if self.given_back:
-            lost, without = self.given_back.pop()
-            number, work = self.numbers[lost], self.works[lost]
-        elif self.promoted:
-            number, work = self.waiting.pop(self.promoted.pop(0))
-        elif proposal := self._next():
-            number, work = proposal.number, self.make_work(proposal)
-        elif self.under_way:
-            # One under way may yet be given back, and who goes on is known when all have arrived.
-            return None
-        elif self.at_end():
-            return Searcher.FINISHED
-        else:
-            number, work = self.waiting.pop(self.promoted.pop(0))
-        self.under_way.add(trial_id)
-        self.numbers[trial_id], self.works[trial_id] = number, work
-        return {"work": work, "without": sorted({*self.avoid, *without, *avoided_nodes()}), "goal": self._goal(work)}
-
-    def at_end(self) -> bool:
-        """Whether there is nothing to start, and nobody who goes on; called when nothing is under way."""
-        if self.first is not None:
-            return False
-        if not self.promoted and not self.over():
-            rungs = sorted({rung for _, work in self.waiting.values() for rung in work.rungs[:-1]})
-            self.promoted = promoted(list(self.reached.values()), rungs, reduction=self.reduction)
-        return not self.promoted
-
-    def note(self, work: Work, curve: Iterable[tuple[int, float]], number: int | None, *, waits: bool) -> None:
-        """Remember how far a trial has come, and whether it waits there."""
-        known = self.reached.get(work.key)
-        scores = {**(known.curve if known else {}), **dict(curve)}
-        waits = waits and math.isfinite(self.reduction) and bool(scores) and max(scores) < work.budget
-        if scores:
-            self.reached[work.key] = Reached(work.key, work.pretrained.name, scores, waits)
-        if waits:
-            self.waiting[work.key] = (number, work)
-
-    def _goal(self, work: Work) -> int:
-        """Examples at which a trial waits next; its end where none does."""
-        known = self.reached.get(work.key)
-        seen = max(known.curve) if known else 0
-        return work.budget if math.isinf(self.reduction) else min(rung for rung in work.rungs if rung > seen)
-
-    def _next(self) -> Proposal | None:
-        if self.left == 0 or self.enough():
-            self.left, self.first = 0, None
-            return None
-        proposal, self.first = self.first, None
-        if proposal is None:
-            leaders = leading(self.reached.values(), self.candidates, self.leaders)
-            proposal = None if leaders == self.used_up else self.search.ask(leaders)
-            if proposal is None and self.under_way:
-                # What is under way may yet change who leads.
-                self.used_up = leaders
-                return None
-        self.left = 0 if proposal is None else self.left - 1
-        return proposal
-
-    def give_back(self, trial_id: str, without: frozenset[str]) -> None:
-        """Hand a trial out once more."""
-        self.under_way.discard(trial_id)
-        self.given_back.append((trial_id, without))
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Scores are told by ``_News``, which knows what kind of end it was."""
-
-    def tell(self, trial_id: str, score: float | None) -> None:
-        self.under_way.discard(trial_id)
-        number, work = self.numbers[trial_id], self.works[trial_id]
-        if number is None:
-            # It has gone on from a rung where its score was told, in this run or an earlier one.
-            self.search.learn(Tried(work.pretrained.name, work.recipe, score))
-        else:
-            self.search.tell(number, score)
-
-    def save(self, checkpoint_path: str) -> None:
-        """The ledger is what a sweep resumes from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """See ``save``."""
-
-
-class _Halving(_Driver, FIFOScheduler):
+class _Halving(DriverOnly, FIFOScheduler):
     """Asks ``selection.halving`` at every rung about trials of those candidates that do not wait there."""
 
     def __init__(
-        self, reduction: float, proposals: _Proposals, deciding: Collection[str], earlier: Iterable[Outcome]
+        self, reduction: float, proposals: Proposals, deciding: Collection[str], earlier: Iterable[Outcome]
     ) -> None:
         super().__init__()
         self.reduction, self.proposals, self.deciding = reduction, proposals, deciding
@@ -392,17 +267,16 @@ class _Halving(_Driver, FIFOScheduler):
         return str(TrialScheduler.STOP if isinstance(decision, Stop) else TrialScheduler.CONTINUE)
 
 
-class _News(_Driver, tune.Callback):
+class _News(DriverOnly, tune.Callback):
     """Passes what happens to trials on to the driver's callbacks."""
 
     def __init__(
         self,
-        proposals: _Proposals,
+        proposals: Proposals,
         resources: Mapping[str, Resources],
         on_start: Callable[[Work], None],
         on_rung: Callable[[Work, Rung], None],
         on_end: Callable[[Work, Facts, bool], None],
-        earlier: Iterable[Outcome] = (),
         on_avoid: Callable[[str], None] = lambda host: None,
     ) -> None:
         self.proposals, self.resources, self.on_avoid = proposals, resources, on_avoid
@@ -413,10 +287,6 @@ class _News(_Driver, tune.Callback):
         self.attempts: list[Attempt] = []
         self.troubles: dict[str, list[str]] = {}
         """Key of a trial -> why it was started anew."""
-        self.parts: dict[str, Facts] = {
-            one.key: Facts(one.status, one.score, one.examples, one.curve, one.seconds) for one in earlier
-        }
-        """Key of a trial -> what it gave until it waited."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.curves[trial.trial_id] = []
@@ -485,9 +355,9 @@ class _News(_Driver, tune.Callback):
 
     def _whole(self, work: Work, facts: Facts) -> Facts:
         """Put together what a trial gave before it waited and after."""
-        curve = {**dict(self.parts[work.key].curve), **dict(facts.curve)} if work.key in self.parts else {}
-        if curve:
-            before = self.parts[work.key]
+        before = self.proposals.parts.get(work.key)
+        curve = {**dict(before.curve), **dict(facts.curve)} if before else {}
+        if before and curve:
             facts = replace(
                 facts,
                 curve=tuple(sorted(curve.items())),
@@ -495,7 +365,7 @@ class _News(_Driver, tune.Callback):
                 examples=max(facts.examples, before.examples),
                 seconds=facts.seconds + before.seconds,
             )
-        self.parts[work.key] = facts
+        self.proposals.parts[work.key] = facts
         return facts
 
 

@@ -141,8 +141,11 @@ def recipe_text(recipe: Mapping[str, Any], default: Mapping[str, Any]) -> str:
 
     >>> recipe_text({"lr": 3e-05, "epochs": 3}, {"lr": 1e-04, "epochs": 3})
     'lr=3e-05'
+    >>> recipe_text({"lr": 3e-05, "lr_changes": [[0.25, 0.8]]}, {"lr": 3e-05, "lr_changes": []})
+    'lr x 0.8 from 25%'
     """
-    changed = [f"{key}={value}" for key, value in recipe.items() if default.get(key) != value]
+    changed = [f"{key}={value}" for key, value in recipe.items() if key != "lr_changes" and default.get(key) != value]
+    changed += [f"lr x {factor:g} from {share:.0%}" for share, factor in recipe.get("lr_changes") or ()]
     return ", ".join(changed) or "default recipe"
 
 

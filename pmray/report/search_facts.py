@@ -285,7 +285,9 @@ def importances(recipes: Sequence[Mapping[str, Any]], scores: Sequence[float]) -
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    varied = [key for key in recipes[0] if len({str(recipe.get(key)) for recipe in recipes}) > 1]
+    # Changes of the rate along the way come from how trials did; they are no choice that could explain it.
+    fixed = [key for key in recipes[0] if key != "lr_changes"]
+    varied = [key for key in fixed if len({str(recipe.get(key)) for recipe in recipes}) > 1]
     if not varied or len(set(scores)) == 1:
         return {}
     distributions: dict[str, Any] = {}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from pmray.selection.ledger import Outcome
-from pmray.spec import Resources, Search
+from pmray.selection.population import born
+from pmray.spec import Recipe, Resources, Search
 
 
 @dataclass
@@ -42,7 +43,9 @@ class Spent:
         """
         demand = resources.get(outcome.candidate)
         gpus = 0.0 if demand is None else demand.most * demand.gpus_per_worker
-        self.counted[outcome.key] = (outcome.examples, outcome.seconds * gpus)
+        # A variant has its first part from its parent, which has been counted.
+        shared = born(Recipe(**outcome.recipe), outcome.facts["budget"]) if outcome.recipe.get("lr_changes") else 0
+        self.counted[outcome.key] = (max(0, outcome.examples - shared), outcome.seconds * gpus)
 
     def reached(self, search: Search, seconds: float) -> str | None:
         """Which budget is used up, in words, or None.

@@ -21,6 +21,7 @@ from pmray.errors import CandidateUnavailable, NoVerdict, SpecError
 from pmray.report.progress import steps
 from pmray.selection.halving import compared_at
 from pmray.selection.ledger import Outcome, Stage, outcome_key
+from pmray.selection.population import generations
 from pmray.selection.published import refuse_before_download
 from pmray.selection.search import Arm
 from pmray.spec import Candidate, Choice, Log, Recipe, Spec
@@ -169,7 +170,11 @@ def prepare(spec: Spec, console: Console, *, strict: bool = False) -> Prepared:
     longest = max(rungs_of(arm.default, rows, 0, 1)[-1] for arm in arms.values())
     warmup = max(arm.default.warmup for arm in arms.values())
     batch = max(arm.default.batch_size for arm in arms.values())
-    rungs = [*compared_at(longest, spec.search.rungs, warmup, batch), longest]
+    if spec.search.algorithm == "pbt":
+        early = generations(longest, spec.search.rungs, warmup)
+    else:
+        early = compared_at(longest, spec.search.rungs, warmup, batch)
+    rungs = [*early, longest]
     prepared = Prepared(
         spec=spec,
         task=task,

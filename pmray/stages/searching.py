@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pmray.distributed.cluster import Capacity, at_a_time
+from pmray.distributed.proposals import Population
 from pmray.distributed.searchers import search_of
 from pmray.distributed.tune import run_trials
+from pmray.errors import SpecError
 from pmray.report.progress import TrialBoard
 from pmray.run import Run
 from pmray.selection.budget import Spent
@@ -26,6 +28,7 @@ from pmray.spec import Recipe
 from pmray.stages.fitting import described
 from pmray.stages.preparation import Prepared
 from pmray.stages.ranking import current_trials, experience_of, signature
+from pmray.training.state import copy_state
 from pmray.training.trial import Facts, Work
 
 
@@ -48,7 +51,8 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
     spec = prepared.spec
     arms = [prepared.arms[name] for name in kept]
     tried = _tried(prepared, run, kept)
-    left = spec.search.trials - len(tried)
+    # Variants take the place of others.
+    left = spec.search.trials - sum(not one.recipe.lr_changes for one in tried)
     if spec.search.trials >= len(kept):
         # A candidate or a recipe that has been added to the spec since then is tried in any case.
         known = {(one.candidate, one.recipe) for one in tried}
@@ -72,6 +76,12 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
     known_trials = current_trials(prepared, run, kept)
     ended_trials = {one.key: one for one in known_trials}
     pause = _may_pause(prepared, len(kept), console)
+    states = spec.location(run.states)
+    population = (
+        Population(spec.search.seed, lambda old, new: copy_state(states, old, new), run.discard_state)
+        if spec.search.algorithm == "pbt"
+        else None
+    )
     without_state: set[str] = set()
     started = time.time()
 
@@ -112,6 +122,8 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
 
         def drop_states(candidate: str) -> None:
             """Delete states that a trial has put out of reach: its own, or those of others of its candidate."""
+            if population:
+                return
             reached = [
                 Reached(one.key, one.candidate, dict(one.curve), one.status == "stopped")
                 for one in ended_trials.values()
@@ -143,6 +155,7 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
             earlier=known_trials,
             over=lambda: over() is not None,
             pause=pause,
+            population=population,
             on_avoid=lambda host: console.print(
                 f"[yellow]{host} gets no more trials: it failed {IN_A_ROW} in a row that others ran well[/]"
             ),
@@ -157,14 +170,23 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
 def _may_pause(prepared: Prepared, candidates: int, console: Console) -> bool:
     """Whether trials wait at their rungs: the spec says so, and the states of all of them find room on the disk."""
     search = prepared.spec.search
+    population = search.algorithm == "pbt"
+    if population and not prepared.keep_states:
+        raise SpecError("search.algorithm: pbt needs states of its trials, and there is no room to keep any; use tpe")
     if not (search.pause and search.stop and prepared.keep_states and search.rungs):
         return False
     largest = max(one.parameters for one in prepared.candidates)
     # Weights, their best so far, and the optimizer's two moments, in fp32.
-    count = most_waiting(search.trials, candidates, search.reduction)
+    # A variant begins with a copy before the one in whose place it comes is gone.
+    count = 2 * search.trials if population else most_waiting(search.trials, candidates, search.reduction)
     states = 16 * largest * count
     free = shutil.disk_usage(prepared.cache).free
     room = min(free // 2, free if search.max_disk is None else search.max_disk)
+    if states > room and population:
+        raise SpecError(
+            f"search.algorithm: pbt keeps the states of {search.trials} trials and their variants, {states / 1e9:.1f} "
+            f"GB, and there are {room / 1e9:.1f} GB for them; use fewer trials, or tpe"
+        )
     if states > room:
         console.print(
             f"[yellow]trials do not wait at rungs: the states of {count} would take {states / 1e9:.1f} GB, and "

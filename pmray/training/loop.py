@@ -33,7 +33,7 @@ from pmray.training.hardware import (
     place,
     precision_of,
 )
-from pmray.training.optimizer import Optimizer, rate_factor
+from pmray.training.optimizer import Optimizer, change_factor, rate_factor
 from pmray.training.prediction import predict
 from pmray.training.state import State
 
@@ -193,7 +193,7 @@ class _Loop:
         self.model, self.task, self.recipe, self.seed, self.name = model, task, recipe, seed, name
         self.train, self.targets = train, targets
         self.validation, self.validation_targets = validation, validation_targets
-        self.metric, self.waiting, self.keeper = metric, list(rungs), keeper
+        self.metric, self.waiting, self.budget, self.keeper = metric, list(rungs), rungs[-1], keeper
         self.sharded = sharding.is_sharded(model)
         model.to(self.device)
         self.precision = precision_of(recipe, self.device)
@@ -267,7 +267,7 @@ class _Loop:
     def _train(self, rows: Rows) -> None:
         """One optimizer step."""
         loss = self._gradients(rows)
-        factor = rate_factor(self.step, self.steps, self.recipe)
+        factor = rate_factor(self.step, self.steps, self.recipe) * change_factor(self.seen, self.budget, self.recipe)
         if not math.isfinite(loss):
             raise Diverged(self.step, loss, self.recipe.lr * factor)
         norm = self.optimizer.step(factor, self.recipe.clip, self.scale)

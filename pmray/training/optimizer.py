@@ -182,6 +182,15 @@ def rate_factor(step: int, steps: int, recipe: Recipe) -> float:
     return left if recipe.schedule == "linear" else 1.0
 
 
+def change_factor(seen: int, budget: int, recipe: Recipe) -> float:
+    """What the recipe's ``lr_changes`` make of the learning rate after so many examples of a whole fit.
+
+    >>> [change_factor(seen, 1200, Recipe(lr_changes=((0.25, 0.8), (0.5, 1.25)))) for seen in (299, 300, 600)]
+    [1.0, 0.8, 1.0]
+    """
+    return math.prod((factor for share, factor in recipe.lr_changes if seen >= round(share * budget)), start=1.0)
+
+
 def _groups(
     names: list[str], parameters: list[nn.Parameter], recipe: Recipe, depth: Mapping[str, int]
 ) -> list[dict[str, Any]]:

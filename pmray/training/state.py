@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -117,6 +118,26 @@ def open_state(states: str, key: str, *, writes: bool, seconds: float) -> StateF
     if storage.is_remote(states):
         return RemoteStateFile(states, f"{key}.pt", writes=writes, seconds=seconds)
     return StateFile(Path(states) / f"{key}.pt", writes=writes, seconds=seconds)
+
+
+def copy_state(states: str, source: str, target: str) -> bool:
+    """Let a fit go on from the state of another one; False where there is none.
+
+    Raises:
+        OSError: The copy cannot be written.
+    """
+    folder = storage.local(states)
+    storage.pull(states, f"{source}.pt")
+    if not (folder / f"{source}.pt").is_file():
+        return False
+    unfinished = folder / f".{target}.pt.{os.getpid()}"
+    try:
+        shutil.copyfile(folder / f"{source}.pt", unfinished)
+        unfinished.replace(folder / f"{target}.pt")
+    finally:
+        unfinished.unlink(missing_ok=True)
+    storage.push(states, f"{target}.pt")
+    return True
 
 
 def write_state(path: Path, state: State) -> None:

@@ -37,7 +37,7 @@ from pmray.training.trial import Facts, Work, predictions_folder, read_predictio
 
 SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))
 RECORD = Path(__file__).parent / "fits"
-DATA_SETS = ("sst2", "trec6", "sms_spam")
+DATA_SETS = ("sst2", "trec6", "sms_spam", "ag_news", "imdb")
 ROWS = {"train": 600, "validation": 300, "test": 1000}
 RECIPES = 4
 """Of each candidate: the default one, and random ones from its space."""

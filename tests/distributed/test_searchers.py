@@ -63,8 +63,6 @@ def test_what_cannot_be_used_is_told():
     with pytest.raises(SpecError, match="proposes nothing by itself"):
         search_of(SearchSpec(algorithm="ray:random"), ARMS, (), ())
     assert isinstance(search_of(SearchSpec(), ARMS, (), ()), Search)
-    with pytest.raises(ValueError, match="finds a schedule"):
-        SearchSpec(algorithm="pbt")
     with pytest.raises(ValueError, match="Did you mean 'random'"):
         Spec(task="text-classification", data={"train": "x"}, candidates=["a/b"], search={"algorithm": "randum"})
 

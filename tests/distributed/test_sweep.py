@@ -219,14 +219,15 @@ def driver_of(keys, reduction=float("inf"), leaders=1):
     """What Tune talks to, with trials of these keys and nothing behind them."""
     from types import SimpleNamespace
 
-    from pmray.distributed.tune import _News, _Proposals
+    from pmray.distributed.proposals import Proposals
+    from pmray.distributed.tune import _News
 
     asked = iter([*(SimpleNamespace(number=number, key=key) for number, key in enumerate(keys)), None])
     search = SimpleNamespace(told=[], tell=lambda *told: search.told.append(told), among=[])
     search.ask = lambda among=None: (search.among.append(among), next(asked, None))[1]
     search.learn = lambda tried: search.told.append((tried.candidate, tried.score))
     named = SimpleNamespace(name="bert")
-    proposals = _Proposals(
+    proposals = Proposals(
         search,
         lambda proposal: SimpleNamespace(key=proposal.key, pretrained=named, rungs=(10, 30), budget=30, recipe=None),
         trials=len(keys),

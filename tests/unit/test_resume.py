@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from pmray.spec import Recipe
 from pmray.training import loop, sharding
-from pmray.training.state import StateFile, read_state
+from pmray.training.state import StateFile, copy_state, read_state
 from tests.tiny import tiny_model
 from tests.unit.test_loop import RECIPE, Setting, farthest
 
@@ -65,6 +65,23 @@ def test_a_fit_that_goes_on_gives_the_weights_of_one_that_never_stopped(folder, 
     assert [(rung.examples, rung.score) for rung in found.curve] == [(r.examples, r.score) for r in expected.curve]
     assert (found.examples, found.loss) == (expected.examples, expected.loss)
     assert len(reported) == (2 if step == 3 else 1)
+
+
+@pytest.mark.parametrize("name", ["fp32", "adapters"])
+def test_a_variant_that_goes_on_from_its_parents_state_is_one_that_was_fitted_from_the_start(folder, tmp_path, name):
+    parent = RECIPES[name]
+    with pytest.raises(Killed):
+        Setting(folder, recipe=parent).fit(parent, keeper=AtStep(tmp_path / "parent.pt", 13, later=1))
+    seen = read_state(tmp_path / "parent.pt")["counts"][0]
+    variant = parent.changed({"lr_changes": ((seen / 480, 0.25),)})
+    assert copy_state(str(tmp_path), "parent", "variant")
+    assert not copy_state(str(tmp_path), "nobody", "variant")
+    on, whole = Setting(folder, recipe=variant, seed=99), Setting(folder, recipe=variant)
+    found = on.fit(variant, keeper=StateFile(tmp_path / "variant.pt"))
+    expected = whole.fit(variant)
+    assert farthest(whole.weights(), on.weights()) == 0
+    assert found.loss == expected.loss != Setting(folder, recipe=parent).fit(parent).loss
+    assert (tmp_path / "parent.pt").is_file(), "its parent goes on from it too"
 
 
 def test_a_damaged_state_costs_the_time_and_not_the_fit(folder, tmp_path):

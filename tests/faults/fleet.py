@@ -286,6 +286,31 @@ def partition(folder: Path, stack: ExitStack) -> Seen:
     return Seen(sweep, ["10.77.0.3 of 10.77.0.1 to .4 cut off", f"{cluster.nodes()} nodes at the end"])
 
 
+@scenario("a node is cut off for 30 s while it trains with another one")
+def partition_of_two(folder: Path, stack: ExitStack) -> Seen:
+    if why := networks_here():
+        raise Skipped(why)
+    cluster = stack.enter_context(NetworkCluster(3, 1, folder=folder / "ray"))
+    sweep = start(cluster, folder, inside=cluster.inside(0))
+    address = _node_of_two_workers(cluster, sweep)
+    cluster.cut(int(address.rpartition(".")[2]) - 1, 30)
+    ended_well(sweep)
+    return Seen(sweep, [f"{address} cut off", f"{cluster.nodes()} nodes at the end"])
+
+
+def _node_of_two_workers(cluster: NetworkCluster, sweep: Sweep) -> str:
+    """Address of a node with a worker of a group of two that has begun to train."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and sweep.process.poll() is None:
+        # One state a second is kept: a young one tells of steps.
+        workers = [one for one in cluster.ask("actors") if one["class_name"].startswith("RayTrainWorker")]
+        there = [one["node_id"] for one in workers if one["state"] == "ALIVE"]
+        states = (sweep.folder / "runs" / "tiny" / "states").glob("*.pt")
+        if len(there) == 2 and any(time.time() - one.stat().st_mtime < 2 for one in states):
+            return next(str(one["node_ip"]) for one in cluster.ask("nodes") if one["node_id"] == there[1])
+    raise AssertionError(f"no two workers began to train: {sweep.end()[-1500:]}")
+
+
 class Skipped(Exception):
     """A scenario that this machine cannot play."""
 

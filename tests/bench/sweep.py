@@ -10,7 +10,7 @@ in Ray Tune, with the same recipes on the same rows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pmray.distributed.cluster import connected
+from pmray.selection.halving import Reached, leading
 from pmray.selection.ledger import Outcome
 from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
@@ -62,7 +63,13 @@ def _by_score(one: Outcome) -> tuple[float, str]:
 
 
 def funnel(
-    kept: Sequence[str], shares: Sequence[float], *, pause: bool, reduction: float = 3, trials: int | None = None
+    kept: Sequence[str],
+    shares: Sequence[float],
+    *,
+    pause: bool = True,
+    reduction: float = 3,
+    leaders: int | None = None,
+    trials: int | None = None,
 ) -> Callable[[Fits, Sequence[int]], Choice]:
     """pmray's way.
 
@@ -71,13 +78,21 @@ def funnel(
         shares: Of a whole fit, at which trials are compared.
         pause: Bring all to a rung first, and then the best on, in place of deciding as each arrives.
         reduction: Of halving.
+        leaders: Candidates that get more than their default recipes, by the first comparison; all by default.
         trials: How many of the recipes are tried; all by default. Default recipes come first.
     """
 
     def play(fits: Fits, order: Sequence[int]) -> Choice:
-        chosen = [index for index in order if fits[index].candidate in kept]
-        chosen.sort(key=lambda index: not fits[index].facts["default"])
-        chosen = chosen[:trials]
+        left = [index for index in order if fits[index].candidate in kept]
+        left.sort(key=lambda index: not fits[index].facts["default"])
+        chosen: list[int] = []
+        while left and len(chosen) < (trials or len(fits)):
+            lead = _leading([fits[index] for index in chosen], kept, shares[0], leaders)
+            index = next((one for one in left if fits[one].facts["default"] or fits[one].candidate in lead), None)
+            if index is None:
+                break
+            left.remove(index)
+            chosen.append(index)
         curves = [Curve(str(index), fits[index].candidate, dict(fits[index].curve)) for index in chosen]
         rungs = [fits[chosen[0]].curve[SHARES.index(share)][0] for share in shares]
         rule = play_promotion if pause else play_stopping
@@ -92,6 +107,14 @@ def funnel(
         )
 
     return play
+
+
+def _leading(fits: Fits, kept: Sequence[str], share: float, leaders: int | None) -> Collection[str]:
+    """Candidates that get further recipes, after these fits have come to a share of their way."""
+    if leaders is None:
+        return kept
+    at = SHARES.index(share)
+    return leading([Reached(one.key, one.candidate, dict([one.curve[at]]), True) for one in fits], kept, leaders)
 
 
 def ranking(name: str, storage: Path) -> tuple[list[Any], float]:
@@ -130,7 +153,12 @@ def simulate(storage: Path) -> None:
                     where = " and ".join(f"{share:.0%}" for share in shares)
                     ways[f"{who}{rule} at {where}"] = funnel(names, shares, pause=pause)
         half = len(kept) * RECIPES // 2
-        ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, pause=True, trials=half)
+        ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, trials=half)
+        for reduction in (3, 4, 6):
+            for leaders in (None, 2, 3, 4):
+                more = "recipes for all" if leaders is None else f"for {leaders} leaders"
+                way = f"rank, waiting, 1/{reduction} goes on, {more}"
+                ways[way] = funnel(kept, late, reduction=reduction, leaders=leaders)
         random = np.random.default_rng(0)
         orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
         whole = brute_force(fits)

@@ -17,7 +17,7 @@ from pmray.live.store import Store
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.05
+GATHER_S = 0.25
 """How long predictions wait for company; labels, whose senders wait, are written at once."""
 
 AT_MOST = 50_000

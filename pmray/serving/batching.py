@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-MEMORY = 0.9
-"""Weight of the past in the mean of rows per second."""
+MEMORY = 0.95
+"""Weight that a batch keeps in the mean of rows per second when another one has ended."""
 
 Run = Callable[[pa.Table], Awaitable[NDArray[Any]]]
 
@@ -128,9 +128,20 @@ class Batcher:
         self.waiting: deque[Waiting] = deque()
         self.under_way: dict[asyncio.Task[None], int] = {}
         """Running batches and their rows."""
-        self.rate = rate
-        """Rows per second of batches that are at least half full; None before the first batch."""
+        self._rows = self._seconds = 0.0
+        """Of batches that are at least half full, those before weighing less and less."""
         self._done_at = 0.0
+        if rate is not None:
+            self.expect(rate)
+
+    def expect(self, rate: float) -> None:
+        """Take rows per second as seen in one full batch, and nothing that was seen before."""
+        self._rows, self._seconds = float(self.max_rows), self.max_rows / rate
+
+    @property
+    def rate(self) -> float | None:
+        """Rows per second of batches that are at least half full; None before the first batch."""
+        return self._rows / self._seconds if self._rows else None
 
     def expected_wait(self) -> float:
         """Seconds until rows that come now are answered, from the speed seen so far."""
@@ -212,15 +223,16 @@ class Batcher:
                 piece.request.answered.set_result(np.concatenate(found) if len(found) > 1 else found[0])
 
     def _count(self, pieces: Sequence[Piece], began: float) -> None:
-        """Keep the speed: rows over the time since the last batch ended, or since this one began while none ran."""
+        """Keep the speed: rows over the time since the last batch ended, or since this one began while none ran.
+
+        Sums, and no mean of rates: of two processes that end together the second one seems to have taken no time.
+        """
         now = time.perf_counter()
         rows = sum(piece.stop - piece.start for piece in pieces)
         tokens = sum(int(piece.request.lengths[piece.start : piece.stop].sum()) for piece in pieces)
-        rate = rows / max(1e-6, now - max(began, self._done_at))
+        seconds = max(1e-6, now - max(began, self._done_at))
         self._done_at = now
-        if self.rate is None:
-            self.rate = rate
-        elif 2 * rows >= self.max_rows or 2 * tokens >= self.max_tokens:
-            # Small batches say little of what the model can do when much waits. The geometric mean forgives a slow one.
-            self.rate = self.rate**MEMORY * rate ** (1 - MEMORY)
+        # Small batches say little of what the model can do when much waits.
+        if self.rate is None or 2 * rows >= self.max_rows or 2 * tokens >= self.max_tokens:
+            self._rows, self._seconds = MEMORY * self._rows + rows, MEMORY * self._seconds + seconds
         self.told(rows, tokens, now - began)

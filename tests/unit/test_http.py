@@ -137,7 +137,7 @@ def test_other_pages_of_a_browser_cannot_ask(models):
 
 def test_what_is_too_much_is_refused_at_once_with_the_time_to_come_again(bundle):
     models = OneModel(bundle, max_wait_s=0.5)
-    models.default.batcher.rate = 10.0
+    models.default.batcher.expect(10.0)
     models.default.batcher.under_way["running"] = 20
     response = one(served_app(models), "POST", "/v1/predict", json=ROW)
     assert response.status_code == 503

@@ -465,7 +465,7 @@ class Search(Section):
     leaders: int = Field(default=3, ge=1)
     """Candidates that get recipes beyond their default one: those that lead where trials are first compared; equal
     scores share the place. More of them cost more, and lose less where default recipes mislead."""
-    reduction: float = Field(default=6.0, gt=1)
+    reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung, and the best of each candidate from the
     first one."""
     rungs: int = Field(default=2, ge=0)

@@ -558,7 +558,7 @@ class Serve(Section):
     max_batch_rows: int = Field(default=64, ge=1)
     max_batch_tokens: int = Field(default=16384, ge=16)
     """Rows and tokens that are put into one batch."""
-    max_wait_s: float = Field(default=2.0, gt=0)
+    max_wait_s: float = Field(default=1.0, gt=0)
     """A request that would wait longer for the model is refused at once, with 503 and ``Retry-After``."""
     timeout_s: float = Field(default=60.0, gt=0)
     """For reading a request's body, and for answering it."""

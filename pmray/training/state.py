@@ -121,22 +121,18 @@ def open_state(states: str, key: str, *, writes: bool, seconds: float) -> StateF
 
 
 def copy_state(states: str, source: str, target: str) -> bool:
-    """Let a fit go on from the state of another one; False where there is none.
-
-    Raises:
-        OSError: The copy cannot be written.
-    """
+    """Let a fit go on from the state of another one; False where there is none, or no room for a copy."""
     folder = storage.local(states)
-    storage.pull(states, f"{source}.pt")
-    if not (folder / f"{source}.pt").is_file():
-        return False
     unfinished = folder / f".{target}.pt.{os.getpid()}"
     try:
+        storage.pull(states, f"{source}.pt")
         shutil.copyfile(folder / f"{source}.pt", unfinished)
         unfinished.replace(folder / f"{target}.pt")
+        storage.push(states, f"{target}.pt")
+    except OSError:
+        return False
     finally:
         unfinished.unlink(missing_ok=True)
-    storage.push(states, f"{target}.pt")
     return True
 
 

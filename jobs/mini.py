@@ -19,7 +19,7 @@ from pmray.errors import NoVerdict, PmrayError
 from pmray.report.console import rank_table, verdict_panel
 from pmray.report.progress import people
 from pmray.selection.features import look
-from pmray.selection.halving import finalists
+from pmray.selection.halving import Reached, finalists, leading
 from pmray.selection.ledger import Outcome, Stage, outcome_of
 from pmray.selection.proxies import Ranked, judge, thin
 from pmray.selection.search import Search
@@ -69,12 +69,13 @@ def rank(prepared: Prepared) -> list[Ranked]:
 
 
 def search(prepared: Prepared, kept: Sequence[str]) -> list[Outcome]:
-    """Try each candidate's default recipe, then recipes that earlier scores speak for."""
+    """Try each candidate's default recipe, then for those that lead recipes that earlier scores speak for."""
     settings = prepared.spec.search
     asking = Search([prepared.arms[name] for name in kept], algorithm=settings.algorithm, seed=settings.seed)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for _ in range(settings.trials):
-        proposal = asking.ask()
+        reached = [Reached(one.key, one.candidate, dict(one.curve), False) for one in outcomes if one.curve]
+        proposal = asking.ask(leading(reached, kept, settings.leaders))
         if proposal is None:
             break
         outcomes.append(run(prepared, "sweep", proposal.candidate, proposal.recipe, settings.seed))

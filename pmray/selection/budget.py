@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from pmray.selection.halving import most_waiting
 from pmray.selection.ledger import Outcome
 from pmray.selection.population import born
 from pmray.spec import Recipe, Resources, Search
@@ -70,3 +71,15 @@ class Spent:
             ("GPU-hours", self.gpu_seconds / 3600, search.gpu_hours),
         )
         return [(name, used, float(most)) for name, used, most in spent if most is not None]
+
+
+def states_at_a_time(search: Search, candidates: int) -> int:
+    """How many states of trials that wait at rungs there are at most, but for equal scores.
+
+    >>> states_at_a_time(Search(trials=12, reduction=3), 4), states_at_a_time(Search(trials=12, algorithm="pbt"), 4)
+    (8, 24)
+    """
+    if search.algorithm == "pbt":
+        # A variant begins with a copy before the one in whose place it comes is gone.
+        return 2 * search.trials
+    return most_waiting(search.trials, candidates, search.reduction)

@@ -14,7 +14,7 @@ from pmray.data.encode import encode_table
 from pmray.distributed.cluster import Capacity, at_a_time, connected
 from pmray.placement import Node, check_memory, needed_memory, places
 from pmray.report.progress import people
-from pmray.selection.halving import most_waiting
+from pmray.selection.budget import states_at_a_time
 from pmray.spec import Log, Range, Spec, Uniform
 from pmray.stages import preparation
 from pmray.stages.preparation import Prepared
@@ -118,7 +118,7 @@ def plan(spec: Spec, *, address: str | None = None, console: Console | None = No
     largest = max(one.parameters for one in planned)
     # Of trials that wait at a rung: weights, the best of them so far, and the optimizer's two moments.
     waits = spec.search.pause and spec.search.stop and spec.search.rungs
-    states = 16 * largest * most_waiting(spec.search.trials, len(planned), spec.search.reduction) if waits else 0
+    states = 16 * largest * states_at_a_time(spec.search, len(planned)) if waits else 0
     rows = {name: len(getattr(prepared.dataset, name)) for name in ("train", "validation", "test")}
     weights = sum(sorted((4 * one.parameters for one in planned), reverse=True)[:finalists]) * spec.search.seeds
     encoded = (

@@ -16,11 +16,11 @@ from pmray.distributed.tune import run_trials
 from pmray.errors import SpecError
 from pmray.report.progress import TrialBoard
 from pmray.run import Run
-from pmray.selection.budget import Spent
+from pmray.selection.budget import Spent, states_at_a_time
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
 from pmray.selection.failures import IN_A_ROW
-from pmray.selection.halving import Reached, most_waiting, out_of_reach
+from pmray.selection.halving import Reached, out_of_reach
 from pmray.selection.ledger import outcome_of
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried
@@ -177,8 +177,7 @@ def _may_pause(prepared: Prepared, candidates: int, console: Console) -> bool:
         return False
     largest = max(one.parameters for one in prepared.candidates)
     # Weights, their best so far, and the optimizer's two moments, in fp32.
-    # A variant begins with a copy before the one in whose place it comes is gone.
-    count = 2 * search.trials if population else most_waiting(search.trials, candidates, search.reduction)
+    count = states_at_a_time(search, candidates)
     states = 16 * largest * count
     free = shutil.disk_usage(prepared.cache).free
     room = min(free // 2, free if search.max_disk is None else search.max_disk)

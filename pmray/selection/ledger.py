@@ -177,7 +177,7 @@ def outcome_of(work: Work, facts: Facts, stage: Stage, *, may_pass: bool = False
         candidate=work.pretrained.name,
         status=facts.status,  # type: ignore[arg-type]
         score=facts.score,
-        recipe=work.recipe.model_dump(),
+        recipe=work.recipe.model_dump(mode="json"),
         seed=work.seed,
         examples=facts.examples,
         curve=facts.curve,

@@ -168,18 +168,16 @@ def decide_winner(
     memory = {one.candidate: one.cost.memory_bytes for one in ranked if one.cost}
     contenders = []
     for name, outcomes in works.items():
-        searched = [
-            one.score
-            for one in swept
-            if one.candidate == name and one.recipe == outcomes[0].recipe and one.score is not None
-        ]
-        default = prepared.arms[name].default.model_dump()
+        # As recipes, not as they are written: an older ledger does not name every hyper-parameter.
+        chosen, default = Recipe(**outcomes[0].recipe), prepared.arms[name].default
+        mine = [(Recipe(**one.recipe), one) for one in swept if one.candidate == name]
+        searched = [one.score for recipe, one in mine if recipe == chosen and one.score is not None]
         curves = {
             which: dict(one.curve)
-            for one in swept
-            if one.candidate == name and one.curve
-            for which, recipe in (("default", default), ("chosen", outcomes[0].recipe))
-            if one.recipe == recipe
+            for found, one in mine
+            if one.curve
+            for which, recipe in (("default", default), ("chosen", chosen))
+            if found == recipe
         }
         default_score, gain = gain_over_default(curves.get("chosen", {}), curves.get("default", {}))
         contenders.append(

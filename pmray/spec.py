@@ -666,12 +666,17 @@ class Spec(Section):
         return value
 
     @model_validator(mode="after")
-    def _population_of_single_workers(self) -> Self:
+    def _population_can_be_formed(self) -> Self:
         several = [one.name for one in self.candidates if self.resources_of(one).most > 1]
         if self.search.algorithm == "pbt" and several:
             raise ValueError(
                 f"`search.algorithm: pbt` copies states of trials of one worker, but {', '.join(several)} has several; "
                 "set `resources.workers: 1`, or use tpe"
+            )
+        changing = [one.name for one in self.candidates if one.recipe.get("lr_changes")]
+        if self.search.algorithm == "pbt" and changing:
+            raise ValueError(
+                f"`search.algorithm: pbt` finds lr_changes itself; take them out of the recipe of {', '.join(changing)}"
             )
         return self
 

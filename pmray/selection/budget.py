@@ -18,6 +18,8 @@ class Spent:
 
     counted: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Key of a trial -> examples seen in training, and GPU-seconds."""
+    variants: bool = False
+    """Whether trials with ``lr_changes`` have their first part from others, as in a population."""
 
     @property
     def examples(self) -> int:
@@ -30,9 +32,9 @@ class Spent:
         return sum(seconds for _, seconds in self.counted.values())
 
     @classmethod
-    def of(cls, outcomes: Iterable[Outcome], resources: Mapping[str, Resources]) -> Self:
+    def of(cls, outcomes: Iterable[Outcome], resources: Mapping[str, Resources], *, variants: bool = False) -> Self:
         """Add trials up."""
-        spent = cls()
+        spent = cls(variants=variants)
         for one in outcomes:
             spent.add(one, resources)
         return spent
@@ -44,8 +46,8 @@ class Spent:
         """
         demand = resources.get(outcome.candidate)
         gpus = 0.0 if demand is None else demand.most * demand.gpus_per_worker
-        # A variant has its first part from its parent, which has been counted.
-        shared = born(Recipe(**outcome.recipe), outcome.facts["budget"]) if outcome.recipe.get("lr_changes") else 0
+        # What a variant has from its parent has been counted there.
+        shared = born(Recipe(**outcome.recipe), outcome.facts.get("budget", 0)) if self.variants else 0
         self.counted[outcome.key] = (max(0, outcome.examples - shared), outcome.seconds * gpus)
 
     def reached(self, search: Search, seconds: float) -> str | None:

@@ -51,8 +51,9 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
     spec = prepared.spec
     arms = [prepared.arms[name] for name in kept]
     tried = _tried(prepared, run, kept)
+    by_population = spec.search.algorithm == "pbt"
     # Variants take the place of others.
-    left = spec.search.trials - sum(not one.recipe.lr_changes for one in tried)
+    left = spec.search.trials - sum(not (by_population and one.recipe.lr_changes) for one in tried)
     if spec.search.trials >= len(kept):
         # A candidate or a recipe that has been added to the spec since then is tried in any case.
         known = {(one.candidate, one.recipe) for one in tried}
@@ -70,16 +71,18 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
     parallel = at_a_time(resources, cluster, spec.search.concurrency)
     by_weights = {weights_of(prepared.pretrained(arm.candidate)): arm for arm in arms}
     proven = first_recipes(experience_of(prepared, None), signature(prepared), by_weights)
-    first = [(by_weights[weights].candidate, recipe) for weights, recipe in proven.items()]
+    # A population finds changes of the rate itself, and tells variants by them.
+    fresh = {"lr_changes": ()} if by_population else {}
+    first = [(by_weights[weights].candidate, recipe.changed(fresh)) for weights, recipe in proven.items()]
     search = search_of(spec.search, arms, tried, first)
-    spent = Spent.of(run.ledger.settled("sweep").values(), resources)
+    spent = Spent.of(run.ledger.settled("sweep").values(), resources, variants=by_population)
     known_trials = current_trials(prepared, run, kept)
     ended_trials = {one.key: one for one in known_trials}
     pause = _may_pause(prepared, len(kept), console)
     states = spec.location(run.states)
     population = (
         Population(spec.search.seed, lambda old, new: copy_state(states, old, new), run.discard_state)
-        if spec.search.algorithm == "pbt"
+        if by_population
         else None
     )
     without_state: set[str] = set()

@@ -38,3 +38,10 @@ def test_failed_trials_and_those_of_earlier_runs_count():
 def test_the_budget_that_is_used_up_is_named(budget, said):
     found = Spent.of([trial()], RESOURCES).reached(Search(**budget), 3600)
     assert found is None if said is None else said in found
+
+
+def test_what_a_variant_has_from_its_parent_is_counted_once_and_a_rate_that_the_user_changes_in_full():
+    recipe, facts = {"lr_changes": [[0.25, 0.8]]}, {"budget": 1200}
+    variant = Outcome("v", "sweep", "bert", "done", recipe=recipe, examples=1200, facts=facts)
+    assert Spent.of([variant], RESOURCES, variants=True).examples == 900
+    assert Spent.of([variant], RESOURCES).examples == 1200

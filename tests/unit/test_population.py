@@ -92,5 +92,9 @@ def test_what_a_population_needs_is_said():
     spec = {"task": "text-classification", "data": {"train": "a"}, "candidates": ["a/b"], "resources": {"workers": 2}}
     with pytest.raises(ValueError, match="b has several"):
         Spec.model_validate({**spec, "search": {"algorithm": "pbt"}})
+    changing = {"model": "a/b", "recipe": {"lr_changes": [[0.5, 2.0]]}}
+    Spec.model_validate({**spec, "candidates": [changing]})
+    with pytest.raises(ValueError, match="take them out of the recipe of b"):
+        Spec.model_validate({**spec, "resources": {}, "candidates": [changing], "search": {"algorithm": "pbt"}})
     with pytest.raises(ValueError, match="rising shares"):
         Recipe(lr_changes=((0.5, 2.0), (0.5, 1.0)))

@@ -462,9 +462,10 @@ class Search(Section):
     """Training rows on which candidates are ranked before any fine-tuning."""
     keep_after_rank: float = Field(default=0.5, gt=0, le=1)
     """Share of the candidates that is fine-tuned; never fewer than three, never the last of a family."""
-    leaders: int = Field(default=3, ge=1)
+    leaders: int | None = Field(default=None, ge=1)
     """Candidates that get recipes beyond their default one: those that lead where trials are first compared; equal
-    scores share the place. More of them cost more, and lose less where default recipes mislead."""
+    scores share the place. By default two, or three where the ranking has left nobody out. More of them cost more, and
+    lose less where default recipes mislead."""
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung, and the best of each candidate from the
     first one."""
@@ -550,9 +551,11 @@ class Serve(Section):
     """The model in processes of its own, which the process that speaks HTTP sends batches to; false: all in one."""
     ingress_replicas: int = Field(default=1, ge=1)
     """Processes that speak HTTP; each makes batches of its own."""
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
+    """What computes: torch, or on CPUs ONNX Runtime (``pip install 'pmray[onnx]'``)."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """Of the weights (int8: of linear layers, on CPUs); ``auto`` takes the fastest whose golden rows differ by at most
-    `max_difference`."""
+    """Of the weights (int8: of linear layers, on CPUs); ``auto`` takes the fastest runtime and precision whose golden
+    rows differ by at most `max_difference`."""
     max_difference: float = Field(default=0.01, ge=0, lt=1)
     """Of a score of the golden rows from what it was at export."""
     max_batch_rows: int = Field(default=64, ge=1)
@@ -575,6 +578,12 @@ class Serve(Section):
     follow_s: float | None = Field(default=10.0, gt=0)
     """Between two looks at the registry; a model that is served by its name follows the alias. None: never."""
     live: Live = Live()
+
+    @model_validator(mode="after")
+    def _computable(self) -> Self:
+        if self.runtime == "onnx" and self.precision == "bf16":
+            raise ValueError("runtime: onnx computes in fp32 and int8; use precision: auto, or runtime: torch for bf16")
+        return self
 
 
 class Spec(Section):

@@ -104,7 +104,7 @@ def fetched(location: str, *names: str) -> Path:
     for name in names:
         if (folder / name / WHOLE).is_file():
             continue
-        with _locked(folder / name):
+        with locked(folder / name):
             if not (folder / name / WHOLE).is_file():
                 pull(location, name)
     return folder
@@ -249,7 +249,7 @@ def _put(system: Any, file: Path, path: str) -> None:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
     """One process of this machine at a time."""
     locks = copies() / ".locks"
     locks.mkdir(parents=True, exist_ok=True)

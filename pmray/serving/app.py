@@ -387,7 +387,7 @@ def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
 
 
 def _open_weights(folder: str, settings: Serve) -> Chosen:
-    return open_weights(open_bundle(folder), settings.precision, settings.max_difference)
+    return open_weights(open_bundle(folder), settings.precision, settings.max_difference, settings.runtime)
 
 
 def _use_cpus() -> None:

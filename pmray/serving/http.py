@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version as version_of
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
@@ -78,7 +79,8 @@ def build_http(
         routers: More routes.
         example: The default model's answer to its task's example, for the documentation.
     """
-    app = FastAPI(
+    # As FastAPI, but /docs takes nothing from other hosts: many an endpoint's network reaches none.
+    app = FastAPIOffline(
         title="pmray endpoint",
         version=version_of("pmray"),
         description="A fine-tuned model. A row that cannot be answered gets an `error` of its own, and never fails its "

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -45,11 +45,11 @@ SHARES = (1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of a whole fit, after which it is scored: rungs of any reduction from 1.5 to 9."""
 
 
-def spec_of(name: str, storage: Path, **changes: Any) -> Spec:
-    """A bench data set with seven candidates of three families' weights."""
+def spec_of(name: str, storage: Path, rows: Mapping[str, int] = ROWS, **changes: Any) -> Spec:
+    """A bench data set, so many rows of each split, with seven candidates of three families' weights."""
     folder = storage / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count in ROWS.items():
+    for split, count in rows.items():
         if not (folder / f"{split}.parquet").is_file():
             table = pq.read_table(SHARED / "data" / "text_classification" / name / f"{split}.parquet")
             chosen = np.sort(np.random.default_rng(0).permutation(len(table))[:count])
@@ -69,7 +69,7 @@ def spec_of(name: str, storage: Path, **changes: Any) -> Spec:
     spec: dict[str, Any] = {
         "name": name,
         "task": "text-classification",
-        "data": {split: str(folder / f"{split}.parquet") for split in ROWS},
+        "data": {split: str(folder / f"{split}.parquet") for split in rows},
         "candidates": [{**one, "recipe": recipe} for one in candidates],
         "score": "f1_macro",
         "storage": str(storage / "runs"),

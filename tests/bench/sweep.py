@@ -27,7 +27,7 @@ from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
-from tests.bench.curves import DATA_SETS, RECIPES, SHARES, rank, read, spec_of
+from tests.bench.curves import DATA_SETS, RECIPES, ROWS, SHARES, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 
 ORDERS = 300
@@ -186,11 +186,12 @@ def simulate(storage: Path) -> None:
 
 
 def main(*what: str) -> None:
-    """Measure what is asked for, or all; ``peers`` may be followed by those that are to run."""
+    """Measure what is asked for, or all; ``peers`` may be followed by training rows and by those that are to run."""
     storage = Path(gettempdir()) / "pmray-bench"
     known = {"simulate": simulate, "rank": compare_ranking, "peers": compare_search}
     if what[:1] == ("peers",):
-        compare_search(storage, *what[1:])
+        ways = [one for one in what[1:] if not one.isdigit()]
+        compare_search(storage, *ways, rows=max((int(one) for one in what[1:] if one.isdigit()), default=ROWS["train"]))
         return
     for name in what or known:
         known[name](storage)

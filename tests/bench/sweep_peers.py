@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 
 from pmray.distributed.cluster import connected
 from pmray.distributed.tune import run_trials
+from pmray.selection.halving import leaders_by_default
 from pmray.selection.proxies import thin
 from pmray.selection.search import Proposal
 from pmray.spec import Recipe, Spec
@@ -27,7 +28,7 @@ from pmray.stages.preparation import prepare
 from pmray.training.hardware import fastest_precision
 from pmray.training.model import locate
 from pmray.training.trial import carry_out
-from tests.bench.curves import DATA_SETS, rank, read, spec_of
+from tests.bench.curves import DATA_SETS, ROWS, rank, read, spec_of
 
 NOTES = Console(stderr=True, highlight=False)
 BODIES = ("minilm-l6", "minilm-l3", "stories")
@@ -117,21 +118,22 @@ def transformer_ranker(spec: Spec, folders: dict[str, str]) -> tuple[dict[str, f
     return scores, (time.perf_counter() - started) / len(folders)
 
 
-def compare_search(storage: Path, *ways: str) -> None:
+def compare_search(storage: Path, *ways: str, rows: int = ROWS["train"]) -> None:
     """Seconds from nothing to a best recipe of the best of three models, and its validation F1."""
+    counts = {**ROWS, "train": rows}
     console = Console(width=140)
-    models = [one for one in spec_of("sst2", storage).model_dump()["candidates"] if one["name"] in BODIES]
+    models = [
+        one for one in spec_of("sst2", storage / str(rows), counts).model_dump()["candidates"] if one["name"] in BODIES
+    ]
     changes = {"candidates": [{**one, "recipe": {"epochs": EPOCHS, "max_length": 64}} for one in models]}
-    table = Table(
-        title=f"{len(RATES)} learning rates of {', '.join(BODIES)}, {EPOCHS} epochs of sst2's bench rows, two at a time"
-    )
+    table = Table(title=f"{len(RATES)} learning rates of {', '.join(BODIES)}, {EPOCHS} epochs of {rows} rows of SST-2")
     for heading in ("way", "seconds", "x", "its choice", "validation F1", "beyond training, s a trial"):
         table.add_column(heading, justify="left" if heading in ("way", "its choice") else "right")
     known = {"trainer": with_trainer, "pmray": with_pmray, "nested": with_nested}
     first = 0.0
     for name in ways or known:
         with TemporaryDirectory() as folder:
-            spec = spec_of("sst2", Path(folder), **changes)
+            spec = spec_of("sst2", Path(folder), counts, **changes)
             started = time.perf_counter()
             found = known[name](spec)
             seconds = time.perf_counter() - started
@@ -158,11 +160,16 @@ class Listed:
         self.waiting = [(candidate, recipe) for recipe in RECIPES for candidate in candidates]
         self.number = 0
 
-    def ask(self) -> Proposal | None:
-        if not self.waiting:
+    def ask(self, leaders: Collection[str]) -> Proposal | None:
+        place = next((place for place, (candidate, _) in enumerate(self.waiting) if self._may(place, leaders)), None)
+        if place is None:
             return None
         self.number += 1
-        return Proposal(self.number, *self.waiting.pop(0))
+        return Proposal(self.number, *self.waiting.pop(place))
+
+    def _may(self, place: int, leaders: Collection[str]) -> bool:
+        candidate, recipe = self.waiting[place]
+        return recipe == RECIPES[0] or candidate in leaders
 
     def tell(self, number: int, score: float | None) -> None:
         """The list is what it is."""
@@ -193,6 +200,7 @@ def with_pmray(spec: Spec) -> Found:
             trials=len(kept) * len(RECIPES),
             at_a_time=2,
             reduction=spec.search.reduction,
+            leaders=spec.search.leaders or leaders_by_default(len(kept), len(prepared.candidates)),
             enough=lambda: False,
             scratch=spec.folder / ".ray",
             on_start=lambda work: None,

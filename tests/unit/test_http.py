@@ -3,9 +3,9 @@
 import asyncio
 import io
 import json
+import re
 
 import httpx
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -125,6 +125,13 @@ def test_keys(models):
     assert [one.status_code for one in replies] == [401, 401, 403, 200, 200, 200, 200, 401, 200, 200]
     assert "Basic" in replies[0].headers["www-authenticate"]
     assert KEY not in "".join(one.text for one in replies)
+
+
+def test_the_page_for_people_needs_no_network(app):
+    page = one(app, "GET", "/docs").text
+    wanted = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert any(path.endswith(".js") for path in wanted)
+    assert all(path.startswith("/") and one(app, "GET", path).is_success for path in wanted)
 
 
 def test_other_pages_of_a_browser_cannot_ask(models):
@@ -343,38 +350,3 @@ def test_the_client_sends_files(app, tmp_path):
         assert client.evaluate(tiny_rows(20))["rows"] == 20
         with pytest.raises(EndpointError, match=r"\.csv or \.parquet"):
             client.evaluate("rows.xlsx")
-
-
-def test_the_fastest_precision_that_keeps_the_golden_rows_is_served(bundle):
-    from pmray.bundle import open_bundle
-    from pmray.serving.precision import Tried, choose, open_weights
-
-    assert choose([Tried("fp32", 0.0, 100.0), Tried("bf16", 0.004, 105.0)], 0.01) == "fp32"
-    assert choose([Tried("fp32", 0.02, 100.0), Tried("bf16", 0.5, 105.0)], 0.01) is None
-    chosen = open_weights(open_bundle(bundle), "fp32", 0.01)
-    assert (chosen.precision, len(chosen.tried)) == ("fp32", 1)
-    assert chosen.rows_per_second > 0
-    weights = open_weights(open_bundle(bundle), "bf16", 0.5).weights
-    assert str(next(weights.model.parameters()).dtype) == "torch.bfloat16"
-    golden = weights.bundle.golden()
-    inputs = weights.task.encode(golden, weights.task.processor(str(bundle)), 32)
-    assert np.abs(weights.scores(inputs) - np.array(golden["scores"].to_pylist())).max() < 0.5
-    with pytest.raises(EndpointError, match="max_difference"):
-        open_weights(open_bundle(bundle), "bf16", 0.0)
-    # Whatever else was measured, weights that are served in fp32 have lost nothing.
-    plain = open_weights(open_bundle(bundle), "auto", 1e-5).weights
-    assert np.abs(plain.scores(inputs) - np.array(golden["scores"].to_pylist())).max() < 1e-5
-
-
-def test_linear_layers_can_be_served_in_eight_bits(bundle):
-    from pmray.bundle import open_bundle
-    from pmray.serving.precision import open_weights
-
-    chosen = open_weights(open_bundle(bundle), "int8", 0.3)
-    (tried,) = chosen.tried
-    # Something was rounded, and not much.
-    assert 0 < tried.difference < 0.3
-    kinds = {type(one).__module__ for one in chosen.weights.model.modules()}
-    assert "torch.ao.nn.quantized.dynamic.modules.linear" in kinds
-    with pytest.raises(EndpointError, match="in int8"):
-        open_weights(open_bundle(bundle), "int8", 0.0)

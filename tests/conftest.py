@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
 
 import pytest
@@ -16,6 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models: a second thread costs more in waiting than it computes, above all beside Ray's processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each process of pytest has a cluster of its own, and must not find the other's where Ray notes the latest one.
+    place = Path(os.environ.get("RAY_TMPDIR", gettempdir())) / f"pmray-{worker}"
+    place.mkdir(parents=True, exist_ok=True)
+    os.environ["RAY_TMPDIR"] = str(place)
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,8 @@ class Proposals(DriverOnly, Searcher):
         """Key of a trial that waits at a rung -> its number in the search, where this run has proposed it."""
         self.promoted: list[str] = []
         """Keys of those that go on next."""
+        self.asked = False
+        """Whether it was asked who goes on since a trial has arrived."""
         for one in earlier:
             proposal = Proposal(-1, one.candidate, Recipe(**one.recipe))
             self.note(make_work(proposal), one.curve, None, waits=one.status == "stopped")
@@ -97,28 +99,38 @@ class Proposals(DriverOnly, Searcher):
             number, work = self.waiting.pop(self.promoted.pop(0))
         elif proposal := self._next():
             number, work = proposal.number, self.make_work(proposal)
-        elif self.under_way:
-            # One under way may yet be given back, and who goes on is known when all have arrived.
-            return None
-        elif self.at_end():
-            return Searcher.FINISHED
-        else:
+        elif self._promote():
             number, work = self.waiting.pop(self.promoted.pop(0))
+        else:
+            # What is under way may yet be given back, and may be better than what waits.
+            return None if self.under_way else Searcher.FINISHED
         self.under_way.add(trial_id)
         self.numbers[trial_id], self.works[trial_id] = number, work
         return {"work": work, "without": sorted({*self.avoid, *without, *avoided_nodes()}), "goal": self._goal(work)}
 
     def at_end(self) -> bool:
-        """Whether there is nothing to start, and nobody who goes on; called when nothing is under way."""
-        if self.first is not None:
-            return False
-        if not self.promoted and not self.over():
+        """Whether there is nothing to start, and nobody who goes on; called before anything is under way."""
+        return self.first is None and not self._promote()
+
+    def _promote(self) -> bool:
+        """Whether somebody goes on from a rung; those are in ``promoted``."""
+        if not self.promoted and not self.asked and not self.over():
+            running = {self.works[one].key for one in self.under_way}
             rungs = sorted({rung for _, work in self.waiting.values() for rung in work.rungs[:-1]})
             if self.population is None:
-                self.promoted = promoted(list(self.reached.values()), rungs, reduction=self.reduction)
-            else:
+                # Only those that are on their way to their first score may change who leads, and so what is tried yet.
+                new = len(running - self.reached.keys())
+                self.promoted = promoted(
+                    list(self.reached.values()),
+                    rungs,
+                    reduction=self.reduction,
+                    running=running,
+                    new=new + self.left if new else 0,
+                )
+            elif not running:
                 self.promoted = self._replaced(self.population, rungs)
-        return not self.promoted
+            self.asked = True
+        return bool(self.promoted)
 
     def _replaced(self, population: Population, rungs: Sequence[int]) -> list[str]:
         """Put variants in the place of the worst that wait; who goes on."""
@@ -148,6 +160,7 @@ class Proposals(DriverOnly, Searcher):
 
     def note(self, work: Work, curve: Iterable[tuple[int, float]], number: int | None, *, waits: bool) -> None:
         """Remember how far a trial has come, and whether it waits there."""
+        self.asked = False
         known = self.reached.get(work.key)
         scores = {**(known.curve if known else {}), **dict(curve)}
         waits = waits and math.isfinite(self.reduction) and bool(scores) and max(scores) < work.budget

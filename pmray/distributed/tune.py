@@ -71,8 +71,8 @@ def run_trials(
         on_end: Called with (work, facts, may_pass) when it has ended, well or not.
         earlier: Trials of this sweep that have ended or waited before; new ones are held against them at each rung.
         over: Whether a budget is used up, so that none that waits goes on either.
-        pause: Whether trials of one worker wait at each rung until all have arrived, and the best then go on; otherwise
-            each is decided about as it arrives, as those of several workers are in any case.
+        pause: Whether trials of one worker wait at each rung until it is certain that they are among the best that go
+            on; otherwise each is decided about as it arrives, as those of several workers are in any case.
         population: Those that wait are replaced by variants of the best, in place of halving.
         on_avoid: Called with the name of a host that gets no more trials.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,35 +80,61 @@ class Reached:
     """Whether it stopped at its last rung and could go on from there."""
 
 
-def promoted(trials: Sequence[Reached], rungs: Sequence[int], *, reduction: float) -> list[str]:
-    """Who goes on from the rung where it waits, once everybody has arrived there.
+def promoted(
+    trials: Sequence[Reached],
+    rungs: Sequence[int],
+    *,
+    reduction: float,
+    running: Collection[str] = (),
+    new: int = 0,
+) -> list[str]:
+    """Who goes on from the rung where it waits, as soon as that is certain.
 
     Successive halving (Jamieson & Talwalkar 2016, "Non-stochastic best arm identification"): of all that have reached a
     rung the best 1/reduction go on, compared at equal examples seen; at the first rung the best of each candidate too,
-    since models learn at different speeds, and equal scores share the better place. Asked again after they have gone
-    on, it names those of the next rung, and in the end nobody.
+    since models learn at different speeds, and equal scores share the better place. Before everybody has arrived, those
+    go on whose place no score of the others can take, so that no worker is idle for the last of them. Asked again after
+    they have gone on, it names those of the next rung, and in the end nobody.
 
     Args:
         trials: All of the sweep that have a score, those that have ended included.
         rungs: Examples at which trials are compared, rising, without the end.
         reduction: One in this many goes on.
+        running: Trials that are on their way from where they waited.
+        new: Trials that may still come and have no score yet.
 
     >>> field = [Reached("a", "bert", {9: 0.9}, True), Reached("b", "bert", {9: 0.8}, True)]
     >>> promoted([*field, Reached("c", "gpt", {9: 0.5}, True)], [9, 27], reduction=3)
     ['a', 'c']
+    >>> promoted(field, [9, 27], reduction=3, new=1), promoted(field, [9, 27], reduction=1.5, new=1)
+    ([], ['a'])
     """
-    going = []
+    going: list[str] = []
+    settled = True
     for rung in rungs:
         here = [one for one in trials if rung in one.curve]
-        places = math.ceil(len(here) / reduction)
+        coming = new + sum(
+            one.trial in running or one.trial in going or (one.waits and not settled)
+            for one in trials
+            if rung not in one.curve
+        )
+        settled = coming == 0
+        places = math.ceil((len(here) + coming) / reduction)
+        scores = sorted(one.curve[rung] for one in here)
         best: dict[str, float] = {}
         for one in here:
             best[one.candidate] = max(one.curve[rung], best.get(one.candidate, -math.inf))
         for one in here:
             score = one.curve[rung]
-            ahead = sum(other.curve[rung] > score for other in here) < places
-            protected = rung == rungs[0] and score == best[one.candidate]
-            if one.waits and max(one.curve) == rung and (ahead or protected):
+            better = len(scores) - bisect_right(scores, score)
+            protected = settled and rung == rungs[0] and score == best[one.candidate]
+            # Each that comes may be better, and adds less than a place.
+            if (
+                one.waits
+                and one.trial not in running
+                and max(one.curve) == rung
+                and (better + coming < places or protected)
+            ):
                 going.append(one.trial)
     return going
 

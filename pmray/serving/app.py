@@ -167,8 +167,10 @@ class Ingress:
         return self.default.batcher.expected_wait() > SHADOW_WAIT_S
 
     def told(self) -> Mapping[str, str]:
-        """Latency and batch fill, in words."""
-        return self.metrics.told()
+        """How the model computes, latency and batch fill, in words."""
+        how = self.default.serving
+        runtime = {"onnx": "ONNX Runtime"}.get(how["runtime"], how["runtime"])
+        return {"computed by": f"{runtime}, {how['precision']}", **self.metrics.told()}
 
     async def health(self) -> str | None:
         """Run the golden rows of the default model; None when all is as it was at export, else what differs."""

@@ -18,7 +18,7 @@ from torch import nn
 from pmray.data.batches import Rows, share, training_steps, within_budget
 from pmray.data.encode import Encoded
 from pmray.errors import Diverged, OutOfMemory, TrialError
-from pmray.scoring.ragged import flat
+from pmray.scoring.ragged import flat, is_ragged, ragged
 from pmray.spec import Recipe
 from pmray.tasks.base import LossOptions, Objective
 from pmray.training import sharding
@@ -40,6 +40,8 @@ from pmray.training.state import State
 RISEN = 3.0
 """A mean training loss this many times that of the first steps is one that has run away."""
 FIRST_STEPS = 10
+FORM = 2
+"""Of the states that a fit keeps; those of another form are as good as none."""
 KEEPING = 20.0
 """A fit trains at least this many times as long as keeping its states takes."""
 
@@ -238,7 +240,7 @@ class _Loop:
 
     def _run(self, report: Callable[[Rung], None]) -> Fitted:
         state = self.keeper.load() if self.keeper else None
-        if state is not None:
+        if state is not None and state.get("form") == FORM:
             self._restore(state)
         while self.waiting:
             steps = training_steps(
@@ -469,7 +471,17 @@ class _Loop:
             "first_losses": self.first_losses,
             "waiting": self.waiting,
             "curve": [(rung.examples, rung.score, rung.seconds) for rung in self.curve],
-            "best": None if self.best is None else (self.best.score, self._whole(self.best.weights)),
+            "best": None if self.best is None else self._best_state(self.best),
+            "form": FORM,
+        }
+
+    def _best_state(self, best: _Best) -> State:
+        """The best rung so far; its scores too, which would take an evaluation to make again."""
+        return {
+            "score": best.score,
+            "weights": self._whole(best.weights),
+            "scores": torch.from_numpy(flat(best.scores)),
+            "parts": [len(row) for row in best.scores] if is_ragged(best.scores) else None,
         }
 
     def _whole(self, values: Any) -> Any:
@@ -482,12 +494,13 @@ class _Loop:
         self.scale, self.loss, self.evaluating, self.before = state["numbers"]
         self.losses, self.first_losses, self.waiting = state["losses"], state["first_losses"], state["waiting"]
         self.curve = [Rung(*rung) for rung in state["curve"]]
-        if state["best"] is not None:
-            score, weights = state["best"]
-            # Scores of the best weights are made again, rather than carried along.
-            self._take(weights)
-            scores, tuned, _ = self._scored()
-            self.best = _Best(score, self._weights(), scores, tuned)
+        if (best := state["best"]) is not None:
+            self._take(best["weights"])
+            scores = best["scores"].numpy()
+            if best["parts"] is not None:
+                scores = ragged(np.split(scores, np.cumsum(best["parts"])[:-1]))
+            tuned = self.task.tuned(scores, self.validation_targets, self.metric)
+            self.best = _Best(best["score"], self._weights(), scores, tuned)
         self._take(state["weights"])
         self.optimizer.load(state["optimizer"])
 

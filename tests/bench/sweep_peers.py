@@ -160,16 +160,16 @@ class Listed:
         self.waiting = [(candidate, recipe) for recipe in RECIPES for candidate in candidates]
         self.number = 0
 
-    def ask(self, leaders: Collection[str]) -> Proposal | None:
+    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
         place = next((place for place, (candidate, _) in enumerate(self.waiting) if self._may(place, leaders)), None)
         if place is None:
             return None
         self.number += 1
         return Proposal(self.number, *self.waiting.pop(place))
 
-    def _may(self, place: int, leaders: Collection[str]) -> bool:
+    def _may(self, place: int, leaders: Collection[str] | None) -> bool:
         candidate, recipe = self.waiting[place]
-        return recipe == RECIPES[0] or candidate in leaders
+        return leaders is None or recipe == RECIPES[0] or candidate in leaders
 
     def tell(self, number: int, score: float | None) -> None:
         """The list is what it is."""

@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pmray.selection.halving import (
     Continue,
@@ -115,6 +117,34 @@ def test_the_best_of_each_candidate_goes_on_from_the_first_rung_and_equals_toget
     assert promoted(field, [10, 30], reduction=4) == ["1", "3"]
     assert promoted([reached(str(n), "a", 0.3) for n in range(4)], [10], reduction=4) == ["0", "1", "2", "3"]
     assert promoted([], [], reduction=3) == []
+
+
+def test_who_is_among_the_best_whatever_comes_goes_on_at_once():
+    field = [reached("1", "a", 0.9), reached("2", "a", 0.8), reached("3", "b", 0.7)]
+    # Of four two go on: the fourth may push the second out, but not the first.
+    assert promoted(field, [10, 30], reduction=2, new=1) == ["1"]
+    assert promoted(field, [10, 30], reduction=3, new=1) == ["1"]
+    assert promoted(field, [10, 30], reduction=3, new=2) == []
+    # The best of b may still be the one that comes; then it need not be protected.
+    assert promoted(field, [10, 30], reduction=3) == ["1", "3"]
+    # Who runs is not named again, and counts for the next rung as long as it has not come there.
+    on = [reached("1", "a", 0.9, 0.95), reached("2", "a", 0.8, 0.6), reached("3", "b", 0.7)]
+    assert promoted(on, [10, 30], reduction=2, running=["3"]) == ["1"]
+    assert promoted(on, [10, 30], reduction=1.5, running=["3"]) == ["1"]
+    assert promoted(on, [10, 30], reduction=2, running=["1", "3"]) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5)), min_size=1, max_size=12), st.data())
+def test_who_goes_on_early_is_who_would_have_gone_on_in_the_end(scores, data):
+    field = [reached(str(n), candidate, score / 10) for n, (candidate, score) in enumerate(scores)]
+    reduction = data.draw(st.floats(1.1, 6.0))
+    whole = promoted(field, [10, 30], reduction=reduction)
+    for arrived in range(len(field) + 1):
+        early = promoted(field[:arrived], [10, 30], reduction=reduction, new=len(field) - arrived)
+        assert set(early) <= set(whole)
+        # Also where some of those that were to come have failed.
+        for came in range(arrived, len(field) + 1):
+            assert set(early) <= set(promoted(field[:came], [10, 30], reduction=reduction))
 
 
 def test_what_cannot_go_on_whoever_arrives_needs_no_state():

@@ -12,6 +12,7 @@ from pmray.spec import Recipe
 from pmray.tasks.tokens import TokenClassification
 from pmray.training import loop
 from pmray.training.prediction import predict
+from pmray.training.state import StateFile, read_state, write_state
 from tests.tiny import tiny_model, tiny_tagged
 
 TASK = TokenClassification(("O", "B-bad", "I-bad", "B-good", "I-good"))
@@ -73,6 +74,39 @@ def test_it_learns_tags_in_windows_too(folder):
     )  # fmt: skip
     assert found.score > (0.9 if "bert" in folder else 0.5)  # a decoder sees only what comes before
     assert flat(found.validation).shape == (flat(targets[120:]).size, 5)
+
+
+def test_a_fit_that_goes_on_has_the_scores_of_its_best_rung(folder, tmp_path):
+    class Once(StateFile):
+        reached = False
+
+        def urgent(self):
+            return self.reached
+
+        def save(self, state):
+            super().save(state)
+            raise KeyboardInterrupt
+
+    table = pa.Table.from_pylist([{"row_id": str(n), **row} for n, row in enumerate(tiny_tagged(24))])
+    encoded, targets = encode_table(TASK, table, TASK.processor(folder), 16), TASK.targets(table)
+    recipe, rungs = Recipe(lr=1e-3, epochs=2, batch_size=8), [24, 48]
+
+    def fit(keeper, report=lambda rung: None):
+        torch.manual_seed(0)
+        model = TASK.build(folder, AutoConfig.from_pretrained(folder), 0, dtype=torch.float32)
+        options = {"metric": "span_f1", "rungs": rungs, "seed": 0, "keeper": keeper, "report": report}
+        return loop.fit(model, TASK, recipe, encoded, targets, encoded, targets, **options)
+
+    once = Once(tmp_path / "state.pt")
+    with pytest.raises(KeyboardInterrupt):
+        fit(once, lambda rung: setattr(once, "reached", True))
+    state = read_state(once.path)
+    state["best"]["score"] = 2.0  # whatever comes is worse
+    write_state(once.path, state)
+    found = fit(StateFile(once.path))
+    assert (found.score, found.resumed_at) == (2.0, 24)
+    assert flat(found.validation).tobytes() == state["best"]["scores"].numpy().tobytes()
+    assert [len(row) for row in found.validation] == [len(row) for row in targets]
 
 
 def test_answers_give_tags_and_where_they_are_in_the_text():

@@ -12,7 +12,7 @@ demo: .venv/.installed-demo  ## the whole story on embedded product reviews: ran
 
 test: .venv/.installed-dev  ## all tests
 	@$(BIN)/pytest -n logical --maxprocesses=4 tests/unit pmray
-	@$(BIN)/pytest tests/distributed tests/faults
+	@$(BIN)/pytest -n logical --maxprocesses=2 --dist loadfile tests/distributed tests/faults
 
 lint: .venv/.installed-dev  ## ruff, mypy, and who may import whom
 	@$(BIN)/ruff check

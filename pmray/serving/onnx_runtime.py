@@ -37,12 +37,18 @@ KEPT = 8
 """Converted models that a machine keeps."""
 
 LARGEST_FILE = 2**31 - 2**20
-"""Bytes; weights of a larger model lie beside its graph, since a file of ONNX ends at two gigabytes."""
+"""Bytes; weights of a larger model lie beside its graph, since a file of ONNX ends at two gigabytes. Its conversion
+takes minutes, and memory for several copies of it."""
 
 
 def missing() -> list[str]:
     """Packages that it takes and that are not installed."""
     return [name for name in PACKAGES if find_spec(name) is None]
+
+
+def is_large(model: nn.Module) -> bool:
+    """Whether a model's weights do not fit into a file of ONNX."""
+    return sum(one.numel() * one.element_size() for one in model.parameters()) > LARGEST_FILE
 
 
 class OnnxModel(nn.Module):
@@ -95,7 +101,7 @@ def _convert(model: nn.Module, batch: Mapping[str, torch.Tensor], folder: Path) 
     rows_vary = torch.export.Dim.DYNAMIC
     # Of texts and sounds the length varies too.
     shapes = {name: {0: rows_vary, 1: rows_vary} if one.ndim == 2 else {0: rows_vary} for name, one in batch.items()}
-    large = sum(one.numel() * one.element_size() for one in model.parameters()) > LARGEST_FILE
+    large = is_large(model)
     plain = folder / FILES["fp32"]
     try:
         with _quiet(), torch.no_grad(), first_token_only(model):

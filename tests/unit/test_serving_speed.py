@@ -99,6 +99,21 @@ def test_a_model_is_converted_once_a_machine_and_few_are_kept(bundle, tmp_path, 
     assert made.is_dir()
 
 
+def test_a_large_model_is_converted_only_on_request_and_has_its_weights_in_files_of_their_own(
+    bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(storage.COPIES, str(tmp_path))
+    monkeypatch.setattr(onnx_runtime, "LARGEST_FILE", 1000)
+    assert {one.runtime for one in open_weights(open_bundle(bundle), "auto", 0.3).tried} == {"torch"}
+    ours = open_weights(open_bundle(bundle), "fp32", 0.01, "torch").weights
+    inputs, _ = golden_inputs(ours, bundle)
+    weights = open_weights(open_bundle(bundle), "fp32", 1e-5, "onnx").weights
+    assert np.abs(ours.scores(inputs) - weights.scores(inputs)).max() < 1e-5
+    assert open_weights(open_bundle(bundle), "int8", 0.3, "onnx").best.difference > 0
+    (folder,) = [one for one in (tmp_path / "onnx").iterdir() if one.is_dir()]
+    assert len(list(folder.glob("*.data"))) == 2
+
+
 def test_a_model_that_cannot_be_converted_is_served_by_torch(bundle, monkeypatch, caplog):
     def export(*_, **__):
         raise torch.onnx.errors.OnnxExporterError("no such operator: fft\nand a long trace")

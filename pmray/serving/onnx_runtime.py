@@ -82,17 +82,27 @@ def converted(bundle: Bundle, model: nn.Module, batch: Mapping[str, torch.Tensor
         batch: At least two rows, as the task makes them.
 
     Raises:
-        EndpointError: The model has operations that cannot be converted.
+        EndpointError: The model has operations that cannot be converted or carried out, or the disk has no room.
     """
     folder = storage.copies() / "onnx" / _key(bundle)
-    with storage.locked(folder):
-        if not (folder / MANIFEST).is_file():
-            with finished_folder(folder) as unfinished:
-                _convert(model, batch, unfinished)
-                (unfinished / MANIFEST).write_text(json.dumps({"bundle": str(bundle.folder)}) + "\n")
-        (folder / MANIFEST).touch()
-        _make_room(folder.parent)
-        return {precision: OnnxModel(folder / name) for precision, name in FILES.items()}
+    try:
+        with storage.locked(folder):
+            if not (folder / MANIFEST).is_file():
+                with finished_folder(folder) as unfinished:
+                    _convert(model, batch, unfinished)
+                    (unfinished / MANIFEST).write_text(json.dumps({"bundle": str(bundle.folder)}) + "\n")
+            (folder / MANIFEST).touch()
+            _make_room(folder.parent)
+            made = {precision: OnnxModel(folder / name) for precision, name in FILES.items()}
+        for one in made.values():
+            one(**batch)
+    except Exception as error:  # noqa: BLE001 - converters raise what they please
+        told = str(error).strip().splitlines() or [""]
+        raise EndpointError(
+            f"serve.runtime: this {type(model).__name__} cannot be converted for ONNX Runtime "
+            f"({type(error).__name__}: {told[0][:200]}); use torch"
+        ) from None
+    return made
 
 
 def _convert(model: nn.Module, batch: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -103,37 +113,30 @@ def _convert(model: nn.Module, batch: Mapping[str, torch.Tensor], folder: Path) 
     shapes = {name: {0: rows_vary, 1: rows_vary} if one.ndim == 2 else {0: rows_vary} for name, one in batch.items()}
     large = is_large(model)
     plain = folder / FILES["fp32"]
-    try:
-        with _quiet(), torch.no_grad(), first_token_only(model):
-            program = torch.onnx.export(
-                _Logits(model, list(batch)),
-                tuple(batch.values()),
-                input_names=list(batch),
-                output_names=["logits"],
-                dynamo=True,
-                dynamic_shapes=(tuple(shapes.values()),),
-                verbose=False,
-            )
-            assert program is not None
-            # The export has inferred shapes and folded constants already; else it is asked for with a warning.
-            program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
-            program.save(plain, external_data=large)
-            quantize_dynamic(
-                plain,
-                folder / FILES["int8"],
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                # Without VNNI the sums of two products of eight bits would not fit into sixteen.
-                reduce_range=not _sums_of_bytes_fit(),
-                weight_type=QuantType.QInt8,
-                use_external_data_format=large,
-            )
-    except Exception as error:  # noqa: BLE001 - converters raise what they please
-        told = str(error).strip().splitlines() or [""]
-        raise EndpointError(
-            f"serve.runtime: this {type(model).__name__} cannot be converted for ONNX Runtime "
-            f"({type(error).__name__}: {told[0][:200]}); use torch"
-        ) from None
+    with _quiet(), torch.no_grad(), first_token_only(model):
+        program = torch.onnx.export(
+            _Logits(model, list(batch)),
+            tuple(batch.values()),
+            input_names=list(batch),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=(tuple(shapes.values()),),
+            verbose=False,
+        )
+        assert program is not None
+        # The export has inferred shapes and folded constants already; else it is asked for with a warning.
+        program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
+        program.save(plain, external_data=large)
+        quantize_dynamic(
+            plain,
+            folder / FILES["int8"],
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            # Without VNNI the sums of two products of eight bits would not fit into sixteen.
+            reduce_range=not _sums_of_bytes_fit(),
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large,
+        )
 
 
 class _Logits(nn.Module):

@@ -128,6 +128,15 @@ def test_a_model_that_cannot_be_converted_is_served_by_torch(bundle, monkeypatch
     assert "no such operator: fft" in caplog.text
 
 
+def test_a_converted_model_that_cannot_be_opened_or_kept_is_served_by_torch(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_runtime.OnnxModel, "forward", lambda self, **batch: 1 / 0)
+    assert open_weights(open_bundle(bundle), "fp32", 0.01).best.runtime == "torch"
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(storage.COPIES, str(tmp_path / "file"))
+    assert open_weights(open_bundle(bundle), "fp32", 0.01).best.runtime == "torch"
+
+
 def test_what_cannot_be_asked_for_is_said_in_one_sentence(bundle, monkeypatch):
     from pmray.spec import Serve
 

@@ -38,6 +38,9 @@ PLACE_ATTEMPTS = 20
 RESTARTS = 2
 """How often a work starts again after the loss of a worker."""
 
+GIVE_UP_SECONDS = 10.0
+"""How long the driver waits for what ends with it."""
+
 FAILURES = FailureConfig(max_failures=RESTARTS, controller_failure_limit=PLACE_ATTEMPTS)
 """A lost worker or node can pass; what a trial itself did wrong comes back as facts."""
 
@@ -88,24 +91,30 @@ def fit_all(
             ended.add(key)
             on_end(by_key[key], news)
 
-    while waiting or running:
-        while waiting and len(running) < at_a_time:
-            work = waiting.pop(0)
-            demand = resources[work.key]
-            if demand.most > 1:
-                seats.close_idle()
-                running[work.key] = _Group(work, demand, queue, scratch)
-            else:
-                running[work.key] = _Alone(work, demand, queue, seats)
-            running[work.key].start()
-        drain(timeout=0.5)
-        for key in [key for key, group in running.items() if not group.is_alive()]:
-            group = running.pop(key)
-            while not queue.empty():
-                drain(timeout=0)
-            if key not in ended:
-                ended.add(key)
-                on_end(by_key[key], group.failure)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                work = waiting.pop(0)
+                demand = resources[work.key]
+                if demand.most > 1:
+                    seats.close_idle()
+                    running[work.key] = _Group(work, demand, queue, scratch)
+                else:
+                    running[work.key] = _Alone(work, demand, queue, seats)
+                running[work.key].start()
+            drain(timeout=0.5)
+            for key in [key for key, group in running.items() if not group.is_alive()]:
+                group = running.pop(key)
+                while not queue.empty():
+                    drain(timeout=0)
+                if key not in ended:
+                    ended.add(key)
+                    on_end(by_key[key], group.failure)
+    except BaseException:
+        # Ray ends a process at once that asks it for something after it was shut down, as these threads would.
+        for one in running.values():
+            one.give_up()
+        raise
     seats.close_idle()
     queue.shutdown()
 
@@ -168,10 +177,17 @@ class _Alone(Thread):
         self.work, self.demand, self.queue, self.seats = work, demand, queue, seats
         self.failure = Facts(status="failed", error="the worker ended without a result")
         """What came of the work where the worker did not tell it."""
+        self.seat: Any = None
+
+    def give_up(self) -> None:
+        """End the process that carries the work out, and this thread."""
+        if self.seat is not None:
+            ray.kill(self.seat)
+        self.join(GIVE_UP_SECONDS)
 
     def run(self) -> None:
         """Wait; what Ray raises is kept as facts."""
-        seat = self.seats.take(self.demand)
+        self.seat = seat = self.seats.take(self.demand)
         try:
             ray.get(seat.ready.remote(), timeout=PLACE_ATTEMPTS * PLACE_SECONDS)
             ray.get(seat.fit.remote(self.work, self.queue))
@@ -206,6 +222,9 @@ class _Group(Thread):
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
+
+    def give_up(self) -> None:
+        """The group ends with the driver; nobody else can end it."""
 
     def run(self) -> None:
         """Train; what Ray Train raises is kept as facts."""

@@ -1,6 +1,7 @@
 """The whole story on a real local Ray cluster, with models so small that a fit takes a second."""
 
 import json
+import threading
 import time
 from io import StringIO
 
@@ -16,12 +17,14 @@ import pmray
 from pmray.bundle import open_bundle
 from pmray.data.images import decode, to_base64
 from pmray.distributed import train
-from pmray.distributed.cluster import AVOIDED, avoided_nodes
+from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity
 from pmray.errors import ClusterError, NoVerdict
 from pmray.registry import find
 from pmray.selection.ledger import latest, read_ledger
 from pmray.serving.scorer import Scorer
 from pmray.stages import workflow
+from pmray.stages.fitting import encode
+from pmray.stages.preparation import prepare
 from pmray.training.trial import read_predictions
 from tests.tiny import RECIPE, WORDS, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
 
@@ -363,6 +366,30 @@ def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_u
     # A trial that waited at a rung has a line for that too.
     tried = {one.key: (one.candidate, one.recipe["epochs"]) for one in new if one.status != "unavailable"}
     assert list(tried.values()) == [("bert", 6.0)]
+
+
+def test_an_interrupted_fit_leaves_no_thread_that_asks_ray_for_something(tmp_path, ray_cluster):
+    """Ray ends a process that asks it for something after it was shut down, before anything can be said."""
+    spec, console = pmray.spec_from(tiny_spec(tmp_path)), Console(file=StringIO())
+    prepared = prepare(spec, console)
+    encode(prepared, capacity(), console)
+    recipes = {name: arm.default.changed({"epochs": 50}) for name, arm in prepared.arms.items()}
+    works = [prepared.work("final", name, recipe, 0) for name, recipe in recipes.items()]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        train.fit_all(
+            works,
+            {work.key: spec.resources for work in works},
+            at_a_time=2,
+            scratch=tmp_path / "scratch",
+            on_rung=interrupted,
+            on_end=interrupted,
+        )
+    assert not [one for one in set(threading.enumerate()) - before if type(one).__module__ == "pmray.distributed.train"]
 
 
 @pytest.mark.parametrize("kind", ["tokens", "images"])

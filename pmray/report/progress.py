@@ -161,6 +161,10 @@ class TrialBoard:
             if before.status != "running":
                 self.ended -= 1
                 self._spared -= before.budget - before.examples
+        elif len(self.rows) > self.total:
+            # A variant of another trial, or one that goes on from an earlier run, comes on top of what was planned.
+            self.total += 1
+            self.examples += budget
         told = {"candidate": candidate, "recipe": detail, "budget": budget}
         tell(self.console, "trial_started", stage=self.title, key=key, **told)
 

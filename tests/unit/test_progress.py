@@ -143,6 +143,15 @@ def test_a_trial_that_goes_on_is_counted_once(capsys):
     assert last["seconds_left"] == pytest.approx(last["elapsed"] / 2, abs=0.1)
 
 
+def test_a_variant_of_a_trial_comes_on_top_of_those_that_were_planned():
+    shown = board(people(events=True))
+    with shown:
+        for key in "abcd":
+            shown.start(key, "bert", "default recipe", 100)
+            shown.end(key, outcome())
+    assert (shown.ended, shown.total, shown.examples) == (4, 4, 400)
+
+
 def test_only_budgets_that_are_set_are_told():
     spent = Spent({"a": (500, 1800.0)})
     assert spent.used(Search(), 60) == []

@@ -19,7 +19,7 @@ from pmray.errors import NoVerdict, PmrayError
 from pmray.report.console import rank_table, verdict_panel
 from pmray.report.progress import people
 from pmray.selection.features import look
-from pmray.selection.halving import Reached, finalists, leaders_by_default, leading
+from pmray.selection.halving import Reached, finalists, leading
 from pmray.selection.ledger import Outcome, Stage, outcome_of
 from pmray.selection.proxies import Ranked, judge, thin
 from pmray.selection.search import Search
@@ -72,11 +72,10 @@ def search(prepared: Prepared, kept: Sequence[str]) -> list[Outcome]:
     """Try each candidate's default recipe, then for those that lead recipes that earlier scores speak for."""
     settings = prepared.spec.search
     asking = Search([prepared.arms[name] for name in kept], algorithm=settings.algorithm, seed=settings.seed)
-    leaders = settings.leaders or leaders_by_default(len(kept), len(prepared.candidates))
     outcomes: list[Outcome] = []
     for _ in range(settings.trials):
         reached = [Reached(one.key, one.candidate, dict(one.curve), False) for one in outcomes if one.curve]
-        proposal = asking.ask(leading(reached, kept, leaders))
+        proposal = asking.ask(leading(reached, kept, settings.leaders or len(kept)))
         if proposal is None:
             break
         outcomes.append(run(prepared, "sweep", proposal.candidate, proposal.recipe, settings.seed))

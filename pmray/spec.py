@@ -464,8 +464,8 @@ class Search(Section):
     """Share of the candidates that is fine-tuned; never fewer than three, never the last of a family."""
     leaders: int | None = Field(default=None, ge=1)
     """Candidates that get recipes beyond their default one: those that lead where trials are first compared; equal
-    scores share the place. By default two, or three where the ranking has left nobody out. More of them cost more, and
-    lose less where default recipes mislead."""
+    scores share the place. By default all. Few of them save up to half of the training, and may lose a model that
+    learns late."""
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung, and the best of each candidate from the
     first one."""

@@ -142,9 +142,9 @@ def promoted(
 def leading(trials: Iterable[Reached], candidates: Collection[str], count: int) -> frozenset[str]:
     """Candidates that lead, by their best trial where it was first compared: only they get recipes beyond the default.
 
-    Halving of the candidates, as it were, before that of their trials: what a model reaches with its default recipe
-    says more about the model than about the recipe. On recorded fits it saved more than a third of what halving takes
-    of training, and lost nothing (tests/bench/RESULTS.md).
+    Halving of the candidates, as it were, before that of their trials. On recorded fits three leaders saved a third of
+    what halving takes of training; but a model that learned late, though best in the end, was lost with some seeds
+    (tests/bench/RESULTS.md).
 
     Args:
         trials: All of the sweep that have a score, at their rungs.
@@ -161,22 +161,6 @@ def leading(trials: Iterable[Reached], candidates: Collection[str], count: int) 
     if len(best) < count:
         return frozenset(candidates)
     return frozenset(name for name, score in best.items() if sum(other > score for other in best.values()) < count)
-
-
-def leaders_by_default(kept: int, candidates: int) -> int:
-    """How many candidates lead: two, or three where the ranking has left nobody out.
-
-    On recorded fits of five data sets two lost nothing behind a ranking that had thinned the candidates, and without it
-    the best model of one, which its first rung alone did not show (tests/bench/RESULTS.md).
-
-    Args:
-        kept: Candidates that the ranking has left.
-        candidates: Those that it ranked.
-
-    >>> leaders_by_default(4, 7), leaders_by_default(3, 3)
-    (2, 3)
-    """
-    return 2 if kept < candidates else 3
 
 
 def out_of_reach(one: Reached, trials: Sequence[Reached], rungs: Sequence[int], total: int, reduction: float) -> bool:

@@ -20,7 +20,7 @@ from pmray.selection.budget import Spent, states_at_a_time
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
 from pmray.selection.failures import IN_A_ROW
-from pmray.selection.halving import Reached, leaders_by_default, out_of_reach
+from pmray.selection.halving import Reached, out_of_reach
 from pmray.selection.ledger import outcome_of
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried
@@ -149,7 +149,7 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
             trials=left,
             at_a_time=parallel,
             reduction=spec.search.reduction if spec.search.stop else math.inf,
-            leaders=spec.search.leaders or leaders_by_default(len(kept), len(prepared.candidates)),
+            leaders=spec.search.leaders or len(kept),
             enough=lambda: enough() is not None,
             scratch=run.scratch,
             on_start=lambda work: board.start(work.key, *described(prepared, work)),

@@ -1,9 +1,9 @@
-"""Brute force, recorded once: every candidate with every recipe, to its end, on several data sets.
+"""Brute force, recorded: every candidate with every recipe, to its end, on several data sets.
 
-``python -m tests.bench.curves [SECONDS]`` goes on where it stopped, for at most so long, and writes a ledger for each
-data set into ``fits/`` beside this file: of each fit the validation score after every so many examples, the score on
-the test rows, and what it took. ``tests.bench.sweep`` plays ways of choosing on them, so that none needs training of
-its own, and so does ``pmray replay tests/bench/fits/*.jsonl``.
+``python -m tests.bench.curves [SECONDS [DATA_SET...]]`` goes on where it stopped, for at most so long. For each data
+set, and for each repetition with other seeds, it writes a ledger into ``fits/`` beside this file: of each fit the
+validation score after every so many examples, the score on the test rows, and what it took. ``tests.bench.sweep`` plays
+ways of choosing on them, so that none needs training of its own, and so does ``pmray replay tests/bench/fits/*.jsonl``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ DATA_SETS = ("sst2", "trec6", "sms_spam", "ag_news", "imdb")
 ROWS = {"train": 600, "validation": 300, "test": 1000}
 RECIPES = 4
 """Of each candidate: the default one, and random ones from its space."""
+REPETITIONS = 3
+"""Of all fits, with other seeds."""
 SHARES = (1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of a whole fit, after which it is scored: rungs of any reduction from 1.5 to 9."""
 
@@ -77,12 +79,12 @@ def spec_of(name: str, storage: Path, rows: Mapping[str, int] = ROWS, **changes:
     return spec_from({**spec, **changes})
 
 
-def works_of(prepared: Prepared, number: int, folder: Path) -> Iterator[Work]:
+def works_of(prepared: Prepared, number: int, repetition: int, folder: Path) -> Iterator[Work]:
     """Fits of all candidates with their recipe of that number."""
     for place, (name, arm) in enumerate(prepared.arms.items()):
         search = Search([arm], algorithm="random", seed=100 * place)
         recipe = [search.ask() for _ in range(number + 1)][-1].recipe
-        work = prepared.work("final", name, recipe, number, folder)
+        work = prepared.work("final", name, recipe, number + RECIPES * repetition, folder)
         yield replace(work, rungs=(*(round(share * work.budget) for share in SHARES), work.budget))
 
 
@@ -108,13 +110,13 @@ def rank(prepared: Prepared) -> dict[str, dict[str, Any]]:
     return found
 
 
-def record(name: str, number: int, storage: Path, until: float, console: Console) -> bool:
+def record(name: str, number: int, repetition: int, storage: Path, until: float, console: Console) -> bool:
     """Carry out fits of a data set that are not recorded yet; False where time ran out before all were."""
     spec = spec_of(name, storage)
-    known = {one.key for one in read(name)}
+    known = {one.key for one in read(name, repetition)}
     prepared = prepare(spec, console)
     truth = prepared.task.targets(pq.read_table(spec.data.test))
-    left = [work for work in works_of(prepared, number, spec.folder) if work.key not in known]
+    left = [work for work in works_of(prepared, number, repetition, spec.folder) if work.key not in known]
     if not left or time.monotonic() > until:
         return not left
     with connected() as cluster:
@@ -129,7 +131,7 @@ def record(name: str, number: int, storage: Path, until: float, console: Console
                 _, scores = read_predictions(predictions_folder(spec.folder, work.key) / "test.parquet")
                 told["test"] = f1_score(truth, scores.argmax(1), average="macro")
             told["default"] = number == 0
-            Ledger(RECORD / f"{name}.jsonl").append(replace(outcome, facts=told))
+            Ledger(file_of(name, repetition)).append(replace(outcome, facts=told))
             shutil.rmtree(work.checkpoint, ignore_errors=True)
             console.print(f"{name}: {work.pretrained.name} {facts.status} {facts.score} {facts.seconds:.0f} s")
 
@@ -138,19 +140,30 @@ def record(name: str, number: int, storage: Path, until: float, console: Console
     return True
 
 
-def read(name: str) -> list[Outcome]:
+def file_of(name: str, repetition: int) -> Path:
+    """Where the fits of a data set are recorded."""
+    return RECORD / (f"{name}-{repetition}.jsonl" if repetition else f"{name}.jsonl")
+
+
+def read(name: str, repetition: int = 0) -> list[Outcome]:
     """The fits of a data set that are recorded."""
-    return [one for one in read_ledger(RECORD / f"{name}.jsonl") if one.status == "done"]
+    file = file_of(name, repetition)
+    return [one for one in read_ledger(file) if one.status == "done"] if file.is_file() else []
 
 
-def main(seconds: float = 3600.0) -> None:
+def main(seconds: str = "3600", *names: str) -> None:
     """Record until the time is over."""
     storage = Path(gettempdir()) / "pmray-bench"
-    until, console = time.monotonic() + seconds, Console(stderr=True, highlight=False)
-    rounds = [(name, number) for number in range(RECIPES) for name in DATA_SETS]
+    until, console = time.monotonic() + float(seconds), Console(stderr=True, highlight=False)
+    rounds = [
+        (name, number, repetition)
+        for repetition in range(REPETITIONS)
+        for name in names or DATA_SETS
+        for number in range(RECIPES)
+    ]
     left = [one for one in rounds if not record(*one, storage, until, console)]
     console.print("all fits are recorded" if not left else "time is over; the same command goes on")
 
 
 if __name__ == "__main__":
-    main(*(float(one) for one in sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -27,7 +27,7 @@ from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
-from tests.bench.curves import DATA_SETS, RECIPES, ROWS, SHARES, rank, read, spec_of
+from tests.bench.curves import DATA_SETS, RECIPES, REPETITIONS, ROWS, SHARES, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 
 ORDERS = 300
@@ -137,52 +137,54 @@ def simulate(storage: Path) -> None:
     """Regret and compute of ways of choosing, on recorded fits."""
     console = Console(width=140)
     for name in DATA_SETS:
-        fits = read(name)
-        if not fits:
-            continue
         ranked, rank_seconds = ranking(name, storage)
-        everybody = [one.candidate for one in ranked]
-        kept = [one.candidate for one in ranked if one.kept]
-        ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {
-            "brute force": lambda fits, order: brute_force(fits)
-        }
-        early, late = (1 / 9, 1 / 3), (1 / 4, 1 / 3)
-        for who, names in (("", everybody), ("rank, ", kept)):
-            for rule, pause in (("stopping", False), ("waiting", True)):
-                for shares in (early, late):
-                    where = " and ".join(f"{share:.0%}" for share in shares)
-                    ways[f"{who}{rule} at {where}"] = funnel(names, shares, pause=pause)
-        half = len(kept) * RECIPES // 2
-        ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, trials=half)
-        for reduction in (3, 4, 6):
-            for leaders in (None, 2, 3, 4):
-                more = "recipes for all" if leaders is None else f"for {leaders} leaders"
-                way = f"rank, waiting, 1/{reduction} goes on, {more}"
-                ways[way] = funnel(kept, late, reduction=reduction, leaders=leaders)
-        random = np.random.default_rng(0)
-        orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
-        whole = brute_force(fits)
-        table = Table(
-            title=f"{name}: {len(fits)} fits of {len(everybody)} candidates, {whole.seconds:.0f} s of training; the "
-            f"ranking ({rank_seconds:.0f} s, counted) keeps {', '.join(kept)}",
-            title_justify="left",
+        for repetition in range(REPETITIONS):
+            if len(fits := read(name, repetition)) == RECIPES * len(ranked):
+                console.print(_simulated(f"{name}, seeds {repetition}", fits, ranked, rank_seconds))
+
+
+def _simulated(title: str, fits: Fits, ranked: Sequence[Any], rank_seconds: float) -> Table:
+    """All ways of choosing on these fits."""
+    everybody = [one.candidate for one in ranked]
+    kept = [one.candidate for one in ranked if one.kept]
+    ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {"brute force": lambda fits, order: brute_force(fits)}
+    early, late = (1 / 9, 1 / 3), (1 / 4, 1 / 3)
+    for who, names in (("", everybody), ("rank, ", kept)):
+        for rule, pause in (("stopping", False), ("waiting", True)):
+            for shares in (early, late):
+                where = " and ".join(f"{share:.0%}" for share in shares)
+                ways[f"{who}{rule} at {where}"] = funnel(names, shares, pause=pause)
+    half = len(kept) * RECIPES // 2
+    ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, trials=half)
+    for reduction in (3, 4, 6):
+        for leaders in (None, 2, 3, 4):
+            more = "recipes for all" if leaders is None else f"for {leaders} leaders"
+            way = f"rank, waiting, 1/{reduction} goes on, {more}"
+            ways[way] = funnel(kept, late, reduction=reduction, leaders=leaders)
+    random = np.random.default_rng(0)
+    orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
+    whole = brute_force(fits)
+    table = Table(
+        title=f"{title}: {len(fits)} fits of {len(everybody)} candidates, {whole.seconds:.0f} s of training; the "
+        f"ranking ({rank_seconds:.0f} s, counted) keeps {', '.join(kept)}",
+        title_justify="left",
+    )
+    for heading in ("way", "time", "examples", "test F1", "regret", "worst", "within 0.5 points"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for way, play in ways.items():
+        found = [play(fits, order) for order in orders]
+        regrets = [100 * (whole.test - one.test) for one in found]
+        extra = rank_seconds if way.startswith("rank") else 0.0
+        table.add_row(
+            way,
+            f"{(np.mean([one.seconds for one in found]) + extra) / whole.seconds:.0%}",
+            f"{np.mean([one.examples for one in found]) / whole.examples:.0%}",
+            f"{np.mean([one.test for one in found]):.3f}",
+            f"{np.mean(regrets):+.2f}",
+            f"{max(regrets):+.2f}",
+            f"{np.mean([one <= 0.5 for one in regrets]):.0%}",
         )
-        for heading in ("way", "time", "examples", "test F1", "regret", "worst", "within 0.5 points"):
-            table.add_column(heading, justify="left" if heading == "way" else "right")
-        for way, play in ways.items():
-            found = [play(fits, order) for order in orders]
-            regrets = [100 * (whole.test - one.test) for one in found]
-            extra = rank_seconds if way.startswith("rank") else 0.0
-            table.add_row(
-                way,
-                f"{(np.mean([one.seconds for one in found]) + extra) / whole.seconds:.0%}",
-                f"{np.mean([one.examples for one in found]) / whole.examples:.0%}",
-                f"{np.mean([one.test for one in found]):.3f}",
-                f"{np.mean(regrets):+.2f}",
-                f"{max(regrets):+.2f}",
-                f"{np.mean([one <= 0.5 for one in regrets]):.0%}",
-            )
-        console.print(table)
+    return table
 
 
 def main(*what: str) -> None:

@@ -19,7 +19,6 @@ from sklearn.metrics import f1_score
 
 from pmray.distributed.cluster import connected
 from pmray.distributed.tune import run_trials
-from pmray.selection.halving import leaders_by_default
 from pmray.selection.proxies import thin
 from pmray.selection.search import Proposal
 from pmray.spec import Recipe, Spec
@@ -200,7 +199,7 @@ def with_pmray(spec: Spec) -> Found:
             trials=len(kept) * len(RECIPES),
             at_a_time=2,
             reduction=spec.search.reduction,
-            leaders=spec.search.leaders or leaders_by_default(len(kept), len(prepared.candidates)),
+            leaders=spec.search.leaders or len(kept),
             enough=lambda: False,
             scratch=spec.folder / ".ray",
             on_start=lambda work: None,

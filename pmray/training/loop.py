@@ -18,7 +18,7 @@ from torch import nn
 from pmray.data.batches import Rows, share, training_steps, within_budget
 from pmray.data.encode import Encoded
 from pmray.errors import Diverged, OutOfMemory, TrialError
-from pmray.scoring.ragged import flat, is_ragged, ragged
+from pmray.scoring.ragged import flat, like
 from pmray.spec import Recipe
 from pmray.tasks.base import LossOptions, Objective
 from pmray.training import sharding
@@ -481,7 +481,6 @@ class _Loop:
             "score": best.score,
             "weights": self._whole(best.weights),
             "scores": torch.from_numpy(flat(best.scores)),
-            "parts": [len(row) for row in best.scores] if is_ragged(best.scores) else None,
         }
 
     def _whole(self, values: Any) -> Any:
@@ -496,9 +495,7 @@ class _Loop:
         self.curve = [Rung(*rung) for rung in state["curve"]]
         if (best := state["best"]) is not None:
             self._take(best["weights"])
-            scores = best["scores"].numpy()
-            if best["parts"] is not None:
-                scores = ragged(np.split(scores, np.cumsum(best["parts"])[:-1]))
+            scores = like(best["scores"].numpy(), self.validation_targets)
             tuned = self.task.tuned(scores, self.validation_targets, self.metric)
             self.best = _Best(best["score"], self._weights(), scores, tuned)
         self._take(state["weights"])

@@ -462,16 +462,15 @@ class Search(Section):
     """Training rows on which candidates are ranked before any fine-tuning."""
     keep_after_rank: float = Field(default=0.5, gt=0, le=1)
     """Share of the candidates that is fine-tuned; never fewer than three, never the last of a family."""
-    leaders: int | None = Field(default=None, ge=1)
-    """Candidates that get recipes beyond their default one: those that lead where trials are first compared; equal
-    scores share the place. By default all. Few of them save up to half of the training, and may lose a model that
-    learns late."""
+    leaders: int = Field(default=2, ge=1)
+    """Candidates that get recipes beyond their default one: those whose default recipe leads after a third of the way;
+    equal scores share the place. As many as there are candidates: all get some."""
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung, and the best of each candidate from the
     first one."""
     rungs: int = Field(default=2, ge=0)
-    """Rungs before the end, in examples seen: at 1/3, 1/9 … of the longest trial, but none within twice the warm-up;
-    with ``pbt`` at equal distances. 0: no halving."""
+    """Rungs in the first third, in examples seen: at 1/3, 1/9 … of the longest trial, but none within twice the
+    warm-up; one more is at 2/3. With ``pbt`` all are at equal distances. 0: no halving."""
     pause: bool = True
     """Whether all trials wait at a rung, and the best then go on from their states; false decides about each as it
     arrives (the stopping rule of ASHA), which needs no states and takes more training."""
@@ -547,8 +546,9 @@ class Serve(Section):
     """Fixed, or [min, max] for autoscaling."""
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
-    separate: bool = True
-    """The model in processes of its own, which the process that speaks HTTP sends batches to; false: all in one."""
+    separate: bool | None = None
+    """The model in processes of its own, which the process that speaks HTTP sends batches to; false: all in one. By
+    default all in one where one process on this machine's CPUs serves one model."""
     ingress_replicas: int = Field(default=1, ge=1)
     """Processes that speak HTTP; each makes batches of its own."""
     runtime: Literal["auto", "torch", "onnx"] = "auto"
@@ -561,8 +561,9 @@ class Serve(Section):
     max_batch_rows: int = Field(default=64, ge=1)
     max_batch_tokens: int = Field(default=16384, ge=16)
     """Rows and tokens that are put into one batch."""
-    max_wait_s: float = Field(default=1.0, gt=0)
-    """A request that would wait longer for the model is refused at once, with 503 and ``Retry-After``."""
+    max_wait_s: float = Field(default=0.5, gt=0)
+    """A request that would wait longer for the model is refused at once, with 503 and ``Retry-After``, unless that is
+    less than eight requests of as many rows take."""
     timeout_s: float = Field(default=60.0, gt=0)
     """For reading a request's body, and for answering it."""
     max_rows: int = Field(default=4096, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,17 @@ class Population:
     """Called with the key of a trial that has been replaced."""
 
 
+@dataclass(frozen=True)
+class Leaders:
+    """How many candidates get recipes beyond their default one, and how they are found; see ``halving.leading``."""
+
+    count: int
+    rung: int
+    """Examples at which they are compared; default recipes do not wait before that."""
+    defaults: Mapping[str, Recipe]
+    """Candidate -> its default recipe."""
+
+
 class DriverOnly:
     """Base of objects that live in the driver only: Tune tries to write them to disk, and need not."""
 
@@ -49,14 +60,13 @@ class Proposals(DriverOnly, Searcher):
         earlier: Iterable[Outcome] = (),
         reduction: float = math.inf,
         *,
-        candidates: Sequence[str],
-        leaders: int,
+        leaders: Leaders,
         population: Population | None = None,
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
         self.search, self.make_work, self.left, self.enough, self.over = search, make_work, trials, enough, over
-        self.candidates, self.leaders, self.population = candidates, leaders, population
+        self.leaders, self.population = leaders, population
         self.used_up: frozenset[str] | None = None
         """Leaders for which the search had nothing new."""
         self.reduction = reduction
@@ -174,7 +184,12 @@ class Proposals(DriverOnly, Searcher):
         """Examples at which a trial waits next; its end where none does."""
         known = self.reached.get(work.key)
         seen = max(known.curve) if known else 0
-        return work.budget if math.isinf(self.reduction) else min(rung for rung in work.rungs if rung > seen)
+        few = self.leaders
+        if few.count < len(few.defaults) and work.recipe == few.defaults[work.pretrained.name]:
+            # Who leads is decided there.
+            seen = max(seen, self.leaders.rung - 1)
+        later = [rung for rung in work.rungs if rung > seen]
+        return work.budget if math.isinf(self.reduction) or not later else later[0]
 
     def _next(self) -> Proposal | None:
         if self.left == 0 or self.enough():
@@ -182,7 +197,8 @@ class Proposals(DriverOnly, Searcher):
             return None
         proposal, self.first = self.first, None
         if proposal is None:
-            leaders = leading(self.reached.values(), self.candidates, self.leaders)
+            few = self.leaders
+            leaders = leading(self.reached.values(), few.defaults, few.count, few.rung)
             proposal = None if leaders == self.used_up else self.search.ask(leaders)
             if proposal is None and self.under_way:
                 # What is under way may yet change who leads.

@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity, elsewhere
-from pmray.distributed.proposals import DriverOnly, Population, Proposals
+from pmray.distributed.proposals import DriverOnly, Leaders, Population, Proposals
 from pmray.distributed.torch_group import NodeAddresses
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
@@ -39,7 +39,7 @@ def run_trials(
     trials: int,
     at_a_time: int,
     reduction: float,
-    leaders: int,
+    leaders: Leaders,
     enough: Callable[[], bool],
     scratch: Path,
     on_start: Callable[[Work], None],
@@ -63,7 +63,7 @@ def run_trials(
         trials: How many to run.
         at_a_time: Trials that run at once.
         reduction: Of the halving; see ``selection.halving``.
-        leaders: Candidates that get more than their first recipes; see ``selection.halving.leading``.
+        leaders: How many candidates get more than their default recipes, and how they are found.
         enough: Whether no further trial is to be started.
         scratch: Folder for Tune's own files; removed by the caller.
         on_start: Called in the driver when a trial starts, or starts anew.
@@ -84,7 +84,6 @@ def run_trials(
         over,
         earlier,
         reduction if pause else math.inf,
-        candidates=list(resources),
         leaders=leaders,
         population=population,
     )

@@ -15,13 +15,15 @@ SURE = 2.0
 """Standard errors of a difference that count as more than chance: 95 %."""
 
 
-def settled_leaders(outcomes: Iterable[Outcome], candidates: Sequence[str], rows: int, finalists: int) -> str | None:
+def settled_leaders(
+    outcomes: Iterable[Outcome], candidates: Sequence[str], rows: int, finalists: int, searched: int
+) -> str | None:
     """Why no further trial is needed, in words; None while the leading group may still change.
 
     The leaders are those whose best score lies within chance of the best one. They are settled when they are few enough
-    to be finalists, each has been searched, and every other candidate is further behind than chance and the search
-    together have ever moved a score: the most that a recipe gained over the default of any candidate. Scores are
-    compared at the last rung that a candidate reached, at which the leaders' scores are known too.
+    to be finalists, those that are searched at all have been, and every other candidate is further behind than chance
+    and the search together have ever moved a score: the most that a recipe gained over the default of any candidate.
+    Scores are compared at the last rung that a candidate reached, at which the leaders' scores are known too.
 
     This is a rule of thumb with stated assumptions, not a proof: a candidate could gain from the search what no other
     one has. Chance is the standard error of the difference of two shares of right answers on `rows` rows, taken as
@@ -32,6 +34,7 @@ def settled_leaders(outcomes: Iterable[Outcome], candidates: Sequence[str], rows
         candidates: All that take part.
         rows: Validation rows.
         finalists: How many candidates go on from the sweep.
+        searched: How many get recipes beyond their default one.
     """
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for one in outcomes:
@@ -54,7 +57,8 @@ def settled_leaders(outcomes: Iterable[Outcome], candidates: Sequence[str], rows
             return None
         behind[name] = max(theirs) - max(score for curve in curves[name] for rung, score in curve.items() if rung <= at)
     gain = max((max(map(_top, found)) - _top(found[0]) for found in curves.values()), default=0.0)
-    if len(leaders) > finalists or any(len(curves[name]) < FEWEST for name in leaders):
+    known = sum(len(curves[name]) >= FEWEST for name in leaders)
+    if len(leaders) > finalists or known < min(searched, len(leaders)):
         return None
     if others and min(behind.values()) <= chance + gain:
         return None

@@ -139,25 +139,27 @@ def promoted(
     return going
 
 
-def leading(trials: Iterable[Reached], candidates: Collection[str], count: int) -> frozenset[str]:
-    """Candidates that lead, by their best trial where it was first compared: only they get recipes beyond the default.
+def leading(trials: Iterable[Reached], candidates: Collection[str], count: int, rung: int) -> frozenset[str]:
+    """Candidates that lead, by their best trial at a rung: only they get recipes beyond the default.
 
-    Halving of the candidates, as it were, before that of their trials. On recorded fits three leaders saved a third of
-    what halving takes of training; but a model that learned late, though best in the end, was lost with some seeds
-    (tests/bench/RESULTS.md).
+    Halving of the candidates, as it were, before that of their trials; at a late rung, to which each candidate's
+    default recipe goes without a stop, since some learn late (tests/bench/RESULTS.md).
 
     Args:
         trials: All of the sweep that have a score, at their rungs.
-        candidates: All there are; all lead while fewer than `count` of them have a score.
+        candidates: All there are; all lead while fewer than `count` of them have come to the rung.
         count: Those with so many better ones do not lead; equal ones share the place.
+        rung: Examples at which they are compared. A trial that ended before counts with its last score.
 
-    >>> field = [Reached("a", "bert", {9: 0.9}, True), Reached("b", "gpt", {9: 0.5, 27: 0.9}, True)]
-    >>> sorted(leading(field, ["bert", "gpt", "vit"], 1)), sorted(leading(field, ["bert", "gpt", "vit"], 3))
-    (['bert'], ['bert', 'gpt', 'vit'])
+    >>> field = [Reached("a", "bert", {9: 0.9, 27: 0.9}, True), Reached("b", "gpt", {9: 0.5, 27: 0.95}, True)]
+    >>> sorted(leading(field, ["bert", "gpt"], 1, rung=27)), sorted(leading(field[:1], ["bert", "gpt"], 2, rung=27))
+    (['gpt'], ['bert', 'gpt'])
     """
     best: dict[str, float] = {}
     for one in trials:
-        best[one.candidate] = max(one.curve[min(one.curve)], best.get(one.candidate, -math.inf))
+        last = rung if rung in one.curve else max(one.curve)
+        if last == rung or (last < rung and not one.waits):
+            best[one.candidate] = max(one.curve[last], best.get(one.candidate, -math.inf))
     if len(best) < count:
         return frozenset(candidates)
     return frozenset(name for name, score in best.items() if sum(other > score for other in best.values()) < count)
@@ -194,9 +196,12 @@ FEWEST_STEPS = 12
 SPACING = 3
 """Each rung is so many times as far as the one before it."""
 
+LAST_RUNG = 2 / 3
+"""Share of the way at which those that have come beyond a third are compared once more: places hardly change later."""
+
 
 def compared_at(longest: int, count: int, warmup: float, batch: int = 1) -> list[int]:
-    """Rungs before the end: at 1/3, 1/9 … of the longest trial, but none too early.
+    """Rungs before the end: at 1/3, 1/9 … of the longest trial, but none too early, and at 2/3 of it.
 
     Within twice the warm-up most scores are those of the majority class, and halving would pick by chance: in recorded
     fits it lost a point of F1 that later rungs did not. So it would after a few optimizer steps, whatever their share
@@ -205,18 +210,32 @@ def compared_at(longest: int, count: int, warmup: float, batch: int = 1) -> list
 
     Args:
         longest: Examples of the longest trial.
-        count: Rungs.
+        count: Rungs in the first third; 0 for none at all.
         warmup: Share of a trial in which its learning rate rises.
         batch: Examples of an optimizer step.
 
     >>> compared_at(2700, 2, warmup=0.0), compared_at(2700, 2, warmup=0.1), compared_at(1200, 2, 0.1, batch=32)
-    ([300, 900], [540, 900], [400])
+    ([300, 900, 1800], [540, 900, 1800], [400, 800])
     """
+    if not count:
+        return []
     earliest = min(max(2 * warmup, FEWEST_STEPS * batch / longest), 1 / SPACING)
-    shares = [max(earliest, SPACING**-power) for power in range(count, 0, -1)]
+    shares = [max(earliest, SPACING**-power) for power in range(count, 0, -1)] + [LAST_RUNG]
     # Two rungs close to each other are one: the second would ask the same question again.
     apart = [share for place, share in enumerate(shares) if all(later > 1.25 * share for later in shares[place + 1 :])]
     return [max(1, round(share * longest)) for share in apart]
+
+
+def weighed_at(rungs: Sequence[int]) -> int:
+    """The rung at which candidates are weighed by their default recipes: the last one in the first half of the way.
+
+    Args:
+        rungs: Rising, the end included; the first one counts where there is none so early.
+
+    >>> weighed_at([300, 900, 1800, 2700]), weighed_at([2700])
+    (900, 2700)
+    """
+    return max((rung for rung in rungs if 2 * rung <= rungs[-1]), default=rungs[0])
 
 
 def finalists(outcomes: Iterable[Outcome], count: int) -> list[Outcome]:

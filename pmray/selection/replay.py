@@ -7,7 +7,7 @@ worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pmray.errors import DataError
 from pmray.selection.experience import Experience, Signature, expected
-from pmray.selection.halving import Reached, Standing, Stop, halve, promoted
+from pmray.selection.halving import Reached, Standing, Stop, halve, promoted, weighed_at
 from pmray.selection.ledger import Outcome
 
 ORDERS = 200
@@ -165,9 +165,23 @@ def play_stopping(curves: Sequence[Curve], rungs: Sequence[int], reduction: floa
     return ended, stopped
 
 
-def play_promotion(curves: Sequence[Curve], rungs: Sequence[int], reduction: float, order: NDArray[np.int64]) -> Chosen:
-    """Bring all trials to each rung before the best go on, as ``halving.promoted`` says; arguments as above."""
-    at = {str(index): rungs[0] for index in order}
+def play_promotion(
+    curves: Sequence[Curve],
+    rungs: Sequence[int],
+    reduction: float,
+    order: NDArray[np.int64],
+    straight: Collection[int] = (),
+) -> Chosen:
+    """Bring all trials to each rung before the best go on, as ``halving.promoted`` says.
+
+    Args:
+        curves: All trials.
+        rungs: Examples at which they are compared.
+        reduction: One in so many goes on.
+        order: Those that take part.
+        straight: Those that do not wait before the rung where candidates are weighed.
+    """
+    at = {str(index): weighed_at([*rungs, curves[index].budget]) if index in straight else rungs[0] for index in order}
     while True:
         trials = [
             Reached(

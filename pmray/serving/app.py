@@ -1,8 +1,9 @@
 """A bundle behind HTTP on Ray Serve. What is asked and answered is in ``http``; here it meets Ray.
 
-Two deployments: ``Ingress`` speaks HTTP, reads rows and makes batches; ``Model`` computes, in processes of its own,
-because a forward pass in a thread beside an event loop loses most of its time to the interpreter lock. Batches travel
-as Arrow tables.
+Two deployments: ``Ingress`` speaks HTTP, reads rows and makes batches; ``Model`` computes, in processes of its own, to
+which batches travel as Arrow tables. Or ``Ingress`` alone, which computes in a thread: a call from process to process
+takes some milliseconds, and the interpreter lock, which the event loop needs, is free during most of a forward pass
+(tests/bench/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -271,7 +272,8 @@ class Ingress:
 
     def _batcher(self, name: str, folder: str, rate: float) -> Batcher:
         settings = self.settings
-        low, high = replicas_of(settings)
+        # Where each process does all, it knows of itself alone.
+        low, high = replicas_of(settings) if self.model else (1, 1)
 
         def told(rows: int, tokens: int, seconds: float) -> None:
             fill = max(rows / settings.max_batch_rows, min(1.0, tokens / settings.max_batch_tokens))
@@ -369,7 +371,9 @@ def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
     # A broken bundle stays broken.
     common = {"max_constructor_retry_count": 1}
     model = None
-    if settings.separate:
+    # Where nobody has decided: such an endpoint can be updated without a pause.
+    separate = settings.separate is not False
+    if separate:
         options = {"ray_actor_options": compute, "max_ongoing_requests": 4, **scale, **common}
         model = serve.deployment(_model_class(settings.models_at_a_time)).options(**options).bind(plain)
         compute = {"num_cpus": 0}
@@ -382,7 +386,7 @@ def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
         max_queued_requests=ongoing,
         # Another one speaks HTTP before this one ends. Not so the model's: where the machine is full, there would
         # never be room for it, and requests wait in the ingress until it has started again.
-        max_surge_percent=100 if settings.separate else 0,
+        max_surge_percent=100 if separate else 0,
         **scale,
         **common,
     ).bind(plain, model)

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 MEMORY = 0.95
 """Weight that a batch keeps in the mean of rows per second when another one has ended."""
 
+ALIKE = 8
+"""Requests of its own size that one may find before it, however long they take: many rows take long in any case."""
+
 Run = Callable[[pa.Table], Awaitable[NDArray[Any]]]
 
 
@@ -116,7 +119,8 @@ class Batcher:
             run: Scores a batch of model inputs.
             max_rows: Rows of a batch.
             max_tokens: Tokens of a batch.
-            max_wait_s: Longest time that a request may be expected to wait.
+            max_wait_s: Longest time that a request may be expected to wait, unless that is less than ``ALIKE`` requests
+                of as many rows take.
             eager: So many batches are begun however small they are: one for each process of the model.
             most: So many are begun when they are full: one then waits at each process while it computes another, and
                 autoscaling sees that more is wanted.
@@ -151,9 +155,10 @@ class Batcher:
         ahead = sum(self.under_way.values()) + sum(min(one.left, self.max_rows) for one in self.waiting)
         return ahead / self.rate
 
-    def check(self) -> None:
-        """Raise ``Busy`` when rows that came now would wait too long."""
-        if (wait := self.expected_wait()) > self.max_wait_s:
+    def check(self, rows: int) -> None:
+        """Raise ``Busy`` when so many rows that came now would wait too long."""
+        wait = self.expected_wait()
+        if wait > self.max_wait_s and wait > ALIKE * rows / (self.rate or math.inf):
             raise Busy(wait)
 
     async def scores(self, inputs: pa.Table, *, patient: bool = False) -> NDArray[Any]:
@@ -167,7 +172,7 @@ class Batcher:
             Busy: They would wait too long.
         """
         if not patient:
-            self.check()
+            self.check(len(inputs))
         if not len(inputs):
             return await self.run(inputs)
         request = Waiting(inputs, inputs["length"].to_numpy(), asyncio.get_running_loop().create_future())

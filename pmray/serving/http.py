@@ -97,9 +97,9 @@ def build_http(
 
     async def predicted(service: Service, request: Request) -> Response:
         started = time.perf_counter()
-        # Before the body is read: to refuse must cost little when there is much to refuse.
-        service.batcher.check()
         rows = rows_of(await read_json(request), limits.max_rows)
+        # Before they are tokenized: to refuse must cost little when there is much to refuse.
+        service.batcher.check(len(rows))
         service = models.routed(service)
         answered = await service.predict(rows)
         metrics.seconds.observe(time.perf_counter() - started)
@@ -116,7 +116,6 @@ def build_http(
     async def evaluated(
         service: Service, request: Request, by: Sequence[str], slices: Literal["auto"] | None, column: Sequence[str]
     ) -> Response:
-        service.batcher.check()
         try:
             if content_type(request) in FILE_KINDS:
                 async with uploaded(request, limits.max_upload) as file:

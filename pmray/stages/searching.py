@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pmray.distributed.cluster import Capacity, at_a_time
-from pmray.distributed.proposals import Population
+from pmray.distributed.proposals import Leaders, Population
 from pmray.distributed.searchers import search_of
 from pmray.distributed.tune import run_trials
 from pmray.errors import SpecError
@@ -20,7 +20,7 @@ from pmray.selection.budget import Spent, states_at_a_time
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
 from pmray.selection.failures import IN_A_ROW
-from pmray.selection.halving import Reached, out_of_reach
+from pmray.selection.halving import Reached, out_of_reach, weighed_at
 from pmray.selection.ledger import outcome_of
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried
@@ -97,7 +97,9 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
         if (reason := over()) or not spec.search.until_sure:
             return reason
         validation = len(prepared.dataset.validation)
-        return settled_leaders(ended_trials.values(), kept, validation, spec.search.finalists)
+        return settled_leaders(
+            ended_trials.values(), kept, validation, spec.search.finalists, leaders_of(prepared, kept).count
+        )
 
     if left and (reason := enough()):
         # By an earlier run of this folder.
@@ -149,7 +151,7 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
             trials=left,
             at_a_time=parallel,
             reduction=spec.search.reduction if spec.search.stop else math.inf,
-            leaders=spec.search.leaders or len(kept),
+            leaders=leaders_of(prepared, kept),
             enough=lambda: enough() is not None,
             scratch=run.scratch,
             on_start=lambda work: board.start(work.key, *described(prepared, work)),
@@ -168,6 +170,14 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
     reason = enough()
     if reason and board.ended < left:
         console.print(f"[yellow]the sweep ended early: {reason}[/]")
+
+
+def leaders_of(prepared: Prepared, kept: Sequence[str]) -> Leaders:
+    """How many candidates get more than their default recipes, and how they are found."""
+    search = prepared.spec.search
+    # A population begins with random recipes of all: it has no other way to them.
+    count = len(kept) if search.algorithm == "pbt" else search.leaders
+    return Leaders(count, weighed_at(prepared.rungs), {name: prepared.arms[name].default for name in kept})
 
 
 def _may_pause(prepared: Prepared, candidates: int, console: Console) -> bool:

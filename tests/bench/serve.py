@@ -141,33 +141,29 @@ def as_rows(texts: Sequence[str]) -> dict[str, object]:
     return {"rows": [{"text": one} for one in texts]}
 
 
+TWO_CPUS = ("--set", "cpus=2")
+TWO_PROCESSES = ("--replicas", "2")
+INT8 = ("--set", "max_difference=0.15")
+"""Golden rows differ by up to 0.04 there, more than the default allows."""
+
 WAYS = {
     "Serve, pipeline() (documented)": (script(PIPELINE), "/", lambda texts: {"text": texts[0]}),
     "Serve, @serve.batch (documented)": (script(BATCH), "/", lambda texts: {"text": texts[0]}),
     "FastAPI + uvicorn, pipeline()": (script(FASTAPI), "/", lambda texts: {"text": texts[0]}),
     "mlflow models serve": (script(MLFLOW), "/invocations", lambda texts: {"inputs": texts[:1]}),
-    "pmray": (pmray_command("--replicas", "2"), "/v1/predict", as_rows),
-    "pmray, torch only": (pmray_command("--replicas", "2", "--set", "runtime=torch"), "/v1/predict", as_rows),
-    "pmray, int8 where golden rows differ by 0.15": (
-        pmray_command("--replicas", "2", "--set", "max_difference=0.15"),
-        "/v1/predict",
-        as_rows,
-    ),
-    "pmray, nothing kept": (
-        pmray_command("--replicas", "2", "--set", "live={enabled: false}"),
-        "/v1/predict",
-        as_rows,
-    ),
-    "pmray, two processes that do all": (
-        pmray_command("--replicas", "2", "--set", "separate=false"),
-        "/v1/predict",
-        as_rows,
-    ),
-    "pmray, the same, int8": (
-        pmray_command("--replicas", "2", "--set", "separate=false", "--set", "max_difference=0.15"),
-        "/v1/predict",
-        as_rows,
-    ),
+    **{
+        name: (pmray_command(*options), "/v1/predict", as_rows)
+        for name, options in {
+            "pmray": TWO_CPUS,
+            "pmray, torch only": (*TWO_CPUS, "--set", "runtime=torch"),
+            "pmray, int8": (*TWO_CPUS, *INT8),
+            "pmray, nothing kept": (*TWO_CPUS, "--set", "live={enabled: false}"),
+            "pmray, two processes beside the one that speaks HTTP": TWO_PROCESSES,
+            "pmray, the same, int8": (*TWO_PROCESSES, *INT8),
+            "pmray, two processes that do all": (*TWO_PROCESSES, "--set", "separate=false"),
+            "pmray, two processes that do all, int8": (*TWO_PROCESSES, "--set", "separate=false", *INT8),
+        }.items()
+    },
 }
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pmray.distributed.cluster import connected
-from pmray.selection.halving import Reached, leading
+from pmray.selection.halving import Reached, leading, weighed_at
 from pmray.selection.ledger import Outcome
 from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
@@ -78,28 +78,30 @@ def funnel(
         shares: Of a whole fit, at which trials are compared.
         pause: Bring all to a rung first, and then the best on, in place of deciding as each arrives.
         reduction: Of halving.
-        leaders: Candidates that get more than their default recipes, by the first comparison; all by default.
+        leaders: Candidates that get more than their default recipes, after a third of their way; all by default.
         trials: How many of the recipes are tried; all by default. Default recipes come first.
     """
 
     def play(fits: Fits, order: Sequence[int]) -> Choice:
         left = [index for index in order if fits[index].candidate in kept]
         left.sort(key=lambda index: not fits[index].facts["default"])
-        chosen: list[int] = []
-        while left and len(chosen) < (trials or len(fits)):
-            lead = _leading([fits[index] for index in chosen], kept, shares[0], leaders)
-            index = next((one for one in left if fits[one].facts["default"] or fits[one].candidate in lead), None)
-            if index is None:
-                break
-            left.remove(index)
-            chosen.append(index)
+        lead, straight = kept, set()
+        if leaders is not None:
+            defaults = [index for index in left if fits[index].facts["default"]]
+            lead, straight = _leading([fits[index] for index in defaults], shares, leaders), set(defaults)
+        able = [index for index in left if index in straight or fits[index].candidate in lead]
+        chosen = able[: trials or len(able)]
         curves = [Curve(str(index), fits[index].candidate, dict(fits[index].curve)) for index in chosen]
         rungs = [fits[chosen[0]].curve[SHARES.index(share)][0] for share in shares]
-        rule = play_promotion if pause else play_stopping
-        ended, left = rule(curves, rungs, reduction, np.arange(len(chosen)))
+        places = np.arange(len(chosen))
+        if pause:
+            on = {place for place, index in enumerate(chosen) if index in straight}
+            ended, stopped = play_promotion(curves, rungs, reduction, places, on)
+        else:
+            ended, stopped = play_stopping(curves, rungs, reduction, places)
         best = max((fits[chosen[place]] for place in ended), key=_by_score)
         seen = {chosen[place]: curves[place].budget for place in ended}
-        seen |= {chosen[place]: rung for place, rung in left.items()}
+        seen |= {chosen[place]: rung for place, rung in stopped.items()}
         return Choice(
             best.facts["test"],
             sum(count / fits[index].examples * fits[index].facts["train_seconds"] for index, count in seen.items()),
@@ -109,12 +111,11 @@ def funnel(
     return play
 
 
-def _leading(fits: Fits, kept: Sequence[str], share: float, leaders: int | None) -> Collection[str]:
-    """Candidates that get further recipes, after these fits have come to a share of their way."""
-    if leaders is None:
-        return kept
-    at = SHARES.index(share)
-    return leading([Reached(one.key, one.candidate, dict([one.curve[at]]), True) for one in fits], kept, leaders)
+def _leading(fits: Fits, shares: Sequence[float], leaders: int) -> Collection[str]:
+    """Candidates that get further recipes, after their default ones have come to where they are weighed."""
+    rung = weighed_at([*(fits[0].curve[SHARES.index(share)][0] for share in shares), fits[0].examples])
+    trials = [Reached(one.key, one.candidate, dict(one.curve), False) for one in fits]
+    return leading(trials, [one.candidate for one in fits], leaders, rung)
 
 
 def ranking(name: str, storage: Path) -> tuple[list[Any], float]:
@@ -148,19 +149,16 @@ def _simulated(title: str, fits: Fits, ranked: Sequence[Any], rank_seconds: floa
     everybody = [one.candidate for one in ranked]
     kept = [one.candidate for one in ranked if one.kept]
     ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {"brute force": lambda fits, order: brute_force(fits)}
-    early, late = (1 / 9, 1 / 3), (1 / 4, 1 / 3)
+    early, late, more = (1 / 9, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 1 / 3, 2 / 3)
     for who, names in (("", everybody), ("rank, ", kept)):
         for rule, pause in (("stopping", False), ("waiting", True)):
-            for shares in (early, late):
-                where = " and ".join(f"{share:.0%}" for share in shares)
-                ways[f"{who}{rule} at {where}"] = funnel(names, shares, pause=pause)
-    half = len(kept) * RECIPES // 2
-    ways[f"rank, waiting at 25% and 33%, {half} trials"] = funnel(kept, late, trials=half)
-    for reduction in (3, 4, 6):
-        for leaders in (None, 2, 3, 4):
-            more = "recipes for all" if leaders is None else f"for {leaders} leaders"
-            way = f"rank, waiting, 1/{reduction} goes on, {more}"
-            ways[way] = funnel(kept, late, reduction=reduction, leaders=leaders)
+            for shares in (early, late, more):
+                ways[f"{who}{rule} at {_at(shares)}"] = funnel(names, shares, pause=pause)
+    for shares in (late, more):
+        for reduction in (3, 4):
+            for leaders in (1, 2, 3):
+                way = f"rank, waiting at {_at(shares)}, 1/{reduction} goes on, {leaders} leaders"
+                ways[way] = funnel(kept, shares, reduction=reduction, leaders=leaders)
     random = np.random.default_rng(0)
     orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
     whole = brute_force(fits)
@@ -185,6 +183,10 @@ def _simulated(title: str, fits: Fits, ranked: Sequence[Any], rank_seconds: floa
             f"{np.mean([one <= 0.5 for one in regrets]):.0%}",
         )
     return table
+
+
+def _at(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
 
 
 def main(*what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from pmray.selection.search import Proposal
 from pmray.spec import Recipe, Spec
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
+from pmray.stages.searching import leaders_of
 from pmray.training.hardware import fastest_precision
 from pmray.training.model import locate
 from pmray.training.trial import carry_out
@@ -199,7 +200,7 @@ def with_pmray(spec: Spec) -> Found:
             trials=len(kept) * len(RECIPES),
             at_a_time=2,
             reduction=spec.search.reduction,
-            leaders=spec.search.leaders or len(kept),
+            leaders=replace(leaders_of(prepared, kept), defaults=dict.fromkeys(kept, RECIPES[0])),
             enough=lambda: False,
             scratch=spec.folder / ".ray",
             on_start=lambda work: None,

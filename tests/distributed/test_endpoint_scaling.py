@@ -5,6 +5,7 @@ import time
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from ray import serve
 
@@ -27,6 +28,12 @@ def ask(url, rows=ROWS):
     return np.array([list(one["scores"].values()) for one in answer.json()["predictions"]])
 
 
+def processes(title):
+    """Those of this machine's Ray with such a title."""
+    mine = psutil.Process().children(recursive=True)
+    return [one for one in mine if one.is_running() and title in " ".join(one.cmdline())]
+
+
 def running(deployment):
     states = serve.status().applications["pmray"].deployments[deployment].replica_states
     return states.get("RUNNING", 0)
@@ -35,10 +42,14 @@ def running(deployment):
 def test_one_process_for_all_answers_what_two_do_and_more_come_with_the_load(bundle):
     # Answers are held against each other to the fifth digit.
     shared = {"port": 0, "cpus": 0.5, "precision": "fp32"}
-    with pmray.deploy(str(bundle), serve_spec=pmray.Serve(**shared, separate=False)) as deployed:
+    with pmray.deploy(str(bundle), serve_spec=pmray.Serve(**shared)) as deployed:
         together = ask(deployed.url)
         assert httpx.get(f"{deployed.url}/healthz", timeout=60).json() == {"status": "healthy"}
         assert list(serve.status().applications["pmray"].deployments) == ["Ingress"]
+        (process,) = processes("ServeReplica:pmray:Ingress")
+        process.kill()
+        with pmray.Client(deployed.url) as client:
+            assert len(list(client.predict([row["text"] for row in ROWS]))) == len(ROWS), "it came back"
     # Small batches, so that several wait however fast the model is.
     settings = pmray.Serve(**shared, replicas=(1, 2), max_batch_rows=2, max_wait_s=30)
     with pmray.deploy(str(bundle), serve_spec=settings) as deployed:

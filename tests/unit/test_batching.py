@@ -143,6 +143,10 @@ def test_who_would_wait_too_long_is_refused_at_once_and_a_large_request_is_not_w
         with pytest.raises(Busy) as refused:
             await one.scores(table(1))
         assert refused.value.retry_after == 3
+        with pytest.raises(Busy):
+            one.check(1)
+        # A tenth of what they take themselves.
+        one.check(20)
         model.free.set()
         await asyncio.gather(*asked)
         assert one.expected_wait() == 0

@@ -14,8 +14,8 @@ def trial(candidate, *scores, status="done"):
 FIELD = [trial("a", 0.7, 0.9), trial("b", 0.3, 0.5), trial("c", 0.4, 0.52), trial("a", 0.7, 0.91)]
 
 
-def said(outcomes, rows=400, finalists=2, candidates="abc"):
-    return settled_leaders(outcomes, list(candidates), rows, finalists)
+def said(outcomes, rows=400, finalists=2, candidates="abc", searched=3):
+    return settled_leaders(outcomes, list(candidates), rows, finalists, searched)
 
 
 def test_a_leader_that_nobody_can_catch_is_settled():
@@ -53,6 +53,8 @@ def test_where_all_are_alike_and_go_on_nothing_is_left_to_find():
     alike = [trial("a", 0.5, 0.8), trial("b", 0.5, 0.81)]
     assert said(alike * 2, candidates="ab").startswith("all candidates are within")
     assert said(alike * 2, candidates="ab", finalists=1) is None
+    assert said([*alike, alike[0]], candidates="ab") is None, "b was not searched"
+    assert said([*alike, alike[0]], candidates="ab", searched=1), "nor will it be"
 
 
 def test_failures_do_not_count():

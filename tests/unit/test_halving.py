@@ -172,27 +172,32 @@ def test_who_goes_on_in_the_end_was_never_out_of_reach(seed):
 
 
 def test_no_rung_lies_within_the_warm_up():
-    assert compared_at(900, 2, warmup=0.1) == [180, 300]
-    assert compared_at(900, 2, warmup=0.0) == [100, 300]
+    assert compared_at(900, 2, warmup=0.1) == [180, 300, 600]
+    assert compared_at(900, 2, warmup=0.0) == [100, 300, 600]
     assert compared_at(900, 0, warmup=0.1) == []
-    assert compared_at(900, 3, warmup=0.3) == [300], "the last one stays where it is"
+    assert compared_at(900, 3, warmup=0.3) == [300, 600], "the last one stays where it is"
 
 
 def test_no_rung_lies_within_the_first_steps_nor_beside_another():
-    assert compared_at(4800, 2, warmup=0.0, batch=32) == [533, 1600]
-    assert compared_at(2400, 2, warmup=0.0, batch=32) == [384, 800]
-    assert compared_at(1200, 2, warmup=0.0, batch=32) == [400], "384 and 400 would ask the same"
-    assert compared_at(600, 2, warmup=0.0, batch=32) == [200], "not later than the last one"
+    assert compared_at(4800, 2, warmup=0.0, batch=32) == [533, 1600, 3200]
+    assert compared_at(2400, 2, warmup=0.0, batch=32) == [384, 800, 1600]
+    assert compared_at(1200, 2, warmup=0.0, batch=32) == [400, 800], "384 and 400 would ask the same"
+    assert compared_at(600, 2, warmup=0.0, batch=32) == [200, 400], "not later than the last one"
 
 
-def test_the_best_candidates_lead_by_their_first_rung_and_equals_share_the_place():
-    def at(name, first, later=None):
-        return Reached(f"{name} {first}", name, {9: first} if later is None else {9: first, 27: later}, True)
+def test_the_best_candidates_lead_at_the_rung_where_they_are_weighed_and_equals_share_the_place():
+    def at(name, first, later=None, *, waits=True):
+        return Reached(f"{name} {first}", name, {9: first} if later is None else {9: first, 27: later}, waits)
 
-    field = [at("a", 0.9), at("a", 0.1), at("b", 0.5, later=1.0), at("c", 0.6), at("d", 0.6), at("e", 0.2)]
+    field = [at("a", 0.1, 0.9), at("a", 0.9), at("b", 0.99, 0.5), at("c", 0.6, 0.6), at("d", 0.1, 0.6), at("e", 0.2)]
     names = [*"abcdef"]
-    assert leading(field, names, 1) == {"a"}
-    assert leading(field, names, 2) == leading(field, names, 3) == {"a", "c", "d"}
-    assert leading(field, names, 4) == {"a", "b", "c", "d"}, "one without a score does not lead"
-    assert leading(field, names, 6) == set(names), "too few have a score"
-    assert leading([], names, 3) == set(names)
+
+    def lead(count, trials=field):
+        return leading(trials, names, count, rung=27)
+
+    assert lead(1) == {"a"}
+    assert lead(2) == lead(3) == {"a", "c", "d"}
+    assert lead(4) == {"a", "b", "c", "d"}, "one that has not come so far does not lead"
+    assert lead(5) == set(names), "too few have come so far"
+    assert lead(3, []) == set(names)
+    assert lead(1, [*field, at("e", 0.95, waits=False)]) == {"e"}, "a shorter fit is at its end"

@@ -19,7 +19,7 @@ from pmray.errors import NoVerdict, PmrayError
 from pmray.report.console import rank_table, verdict_panel
 from pmray.report.progress import people
 from pmray.selection.features import look
-from pmray.selection.halving import Reached, finalists, leading
+from pmray.selection.halving import Reached, finalists, leading, weighed_at
 from pmray.selection.ledger import Outcome, Stage, outcome_of
 from pmray.selection.proxies import Ranked, judge, thin
 from pmray.selection.search import Search
@@ -75,7 +75,7 @@ def search(prepared: Prepared, kept: Sequence[str]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for _ in range(settings.trials):
         reached = [Reached(one.key, one.candidate, dict(one.curve), False) for one in outcomes if one.curve]
-        proposal = asking.ask(leading(reached, kept, settings.leaders or len(kept)))
+        proposal = asking.ask(leading(reached, kept, settings.leaders, weighed_at(prepared.rungs)))
         if proposal is None:
             break
         outcomes.append(run(prepared, "sweep", proposal.candidate, proposal.recipe, settings.seed))

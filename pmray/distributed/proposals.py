@@ -187,7 +187,7 @@ class Proposals(DriverOnly, Searcher):
         few = self.leaders
         if few.count < len(few.defaults) and work.recipe == few.defaults[work.pretrained.name]:
             # Who leads is decided there.
-            seen = max(seen, self.leaders.rung - 1)
+            seen = max(seen, few.rung - 1)
         later = [rung for rung in work.rungs if rung > seen]
         return work.budget if math.isinf(self.reduction) or not later else later[0]
 

@@ -184,10 +184,10 @@ class Proposals(DriverOnly, Searcher):
         """Examples at which a trial waits next; its end where none does."""
         known = self.reached.get(work.key)
         seen = max(known.curve) if known else 0
-        few = self.leaders
-        if few.count < len(few.defaults) and work.recipe == few.defaults[work.pretrained.name]:
+        rule = self.leaders
+        if rule.count < len(rule.defaults) and work.recipe == rule.defaults[work.pretrained.name]:
             # Who leads is decided there.
-            seen = max(seen, few.rung - 1)
+            seen = max(seen, rule.rung - 1)
         later = [rung for rung in work.rungs if rung > seen]
         return work.budget if math.isinf(self.reduction) or not later else later[0]
 
@@ -197,8 +197,8 @@ class Proposals(DriverOnly, Searcher):
             return None
         proposal, self.first = self.first, None
         if proposal is None:
-            few = self.leaders
-            leaders = leading(self.reached.values(), few.defaults, few.count, few.rung)
+            rule = self.leaders
+            leaders = leading(self.reached.values(), rule.defaults, rule.count, rule.rung)
             proposal = None if leaders == self.used_up else self.search.ask(leaders)
             if proposal is None and self.under_way:
                 # What is under way may yet change who leads.

@@ -29,7 +29,17 @@ from pmray.errors import PmrayError, RegistryError
 from pmray.live import status as live
 from pmray.live.store import default_url
 from pmray.registry import CHALLENGER, PREVIOUS
-from pmray.serving.arguments import Arguments, Served, all_served, check_access, follows, limits_of, replicas_of, served
+from pmray.serving.arguments import (
+    Arguments,
+    Served,
+    all_served,
+    check_access,
+    follows,
+    is_separate,
+    limits_of,
+    replicas_of,
+    served,
+)
 from pmray.serving.batching import Batcher
 from pmray.serving.http import build_http
 from pmray.serving.keys import Keys
@@ -371,8 +381,8 @@ def application(arguments: Arguments | Mapping[str, Any]) -> serve.Application:
     # A broken bundle stays broken.
     common = {"max_constructor_retry_count": 1}
     model = None
-    # Where nobody has decided: such an endpoint can be updated without a pause.
-    separate = settings.separate is not False
+    # A Serve config is for a cluster; ``deploy`` has decided before.
+    separate = is_separate(settings, len(arguments.model), on_cluster=True)
     if separate:
         options = {"ray_actor_options": compute, "max_ongoing_requests": 4, **scale, **common}
         model = serve.deployment(_model_class(settings.models_at_a_time)).options(**options).bind(plain)

@@ -112,6 +112,19 @@ def replicas_of(settings: Serve) -> tuple[int, int]:
     return settings.replicas if isinstance(settings.replicas, tuple) else (settings.replicas,) * 2
 
 
+def is_separate(settings: Serve, models: int, *, on_cluster: bool) -> bool:
+    """Whether the model gets processes of its own: as the settings say, or else unless one process does all well.
+
+    >>> is_separate(Serve(), 1, on_cluster=False), is_separate(Serve(replicas=2), 1, on_cluster=False)
+    (False, True)
+    """
+    if settings.separate is not None:
+        return settings.separate
+    one = replicas_of(settings) == (1, 1) and settings.ingress_replicas == 1 and models == 1
+    # An endpoint of a cluster is to be updated without a pause.
+    return on_cluster or not one or settings.gpus > 0
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:

@@ -20,7 +20,7 @@ from pmray.errors import EndpointError
 from pmray.live.store import URL_VARIABLE, default_url
 from pmray.serving import haproxy
 from pmray.serving.app import application
-from pmray.serving.arguments import Arguments, all_served, check_access, replicas_of
+from pmray.serving.arguments import Arguments, all_served, check_access, is_separate
 from pmray.serving.keys import Keys
 from pmray.spec import Serve
 
@@ -87,11 +87,7 @@ def deploy(
         # A path, which processes in other working folders cannot work out. The variable may hold a password: it stays
         # in the environment.
         keeping = keeping.model_copy(update={"store": default_url(registry)})
-    separate = settings.separate
-    if separate is None:
-        one = replicas_of(settings) == (1, 1) and settings.ingress_replicas == 1 and len(models) == 1
-        # An endpoint of a cluster is to be updated without a pause.
-        separate = not one or settings.gpus > 0 or address is not None
+    separate = is_separate(settings, len(models), on_cluster=address is not None)
     settings = settings.model_copy(update={"port": port, "live": keeping, "separate": separate})
     arguments = Arguments(model=models, registry=registry, serve=settings, no_auth=no_auth)
     for name, value in haproxy.settings().items():

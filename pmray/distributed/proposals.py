@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from pmray.distributed.cluster import avoided_nodes
-from pmray.selection.halving import Reached, leading, promoted
+from pmray.selection.halving import Leaders, Reached, leading, promoted
 from pmray.selection.ledger import Outcome
 from pmray.selection.population import Member, turn
 from pmray.selection.search import Asking, Proposal, Tried
@@ -27,17 +27,6 @@ class Population:
     """Let a fit go on from the state of another, both by their keys; false where there is none."""
     drop: Callable[[str], None]
     """Called with the key of a trial that has been replaced."""
-
-
-@dataclass(frozen=True)
-class Leaders:
-    """How many candidates get recipes beyond their default one, and how they are found; see ``halving.leading``."""
-
-    count: int
-    rung: int
-    """Examples at which they are compared; default recipes do not wait before that."""
-    defaults: Mapping[str, Recipe]
-    """Candidate -> its default recipe."""
 
 
 class DriverOnly:
@@ -182,14 +171,11 @@ class Proposals(DriverOnly, Searcher):
 
     def _goal(self, work: Work) -> int:
         """Examples at which a trial waits next; its end where none does."""
+        if math.isinf(self.reduction):
+            return work.budget
         known = self.reached.get(work.key)
         seen = max(known.curve) if known else 0
-        rule = self.leaders
-        if rule.count < len(rule.defaults) and work.recipe == rule.defaults[work.pretrained.name]:
-            # Who leads is decided there.
-            seen = max(seen, rule.rung - 1)
-        later = [rung for rung in work.rungs if rung > seen]
-        return work.budget if math.isinf(self.reduction) or not later else later[0]
+        return self.leaders.next_stop(work.pretrained.name, work.recipe, seen, work.rungs)
 
     def _next(self) -> Proposal | None:
         if self.left == 0 or self.enough():

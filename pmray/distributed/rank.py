@@ -14,6 +14,7 @@ from pmray.distributed.cluster import elsewhere
 from pmray.selection import proxies
 from pmray.selection.features import look
 from pmray.spec import Resources
+from pmray.training.hardware import return_memory
 from pmray.training.model import Pretrained
 from pmray.training.trial import open_task
 
@@ -76,4 +77,8 @@ def _rank_one(
     rows, targets = shared
     seen = look(one, settings, cache, encoding, rows)
     scores = proxies.judge(seen.features, targets, open_task(settings), metric, seen.source)
-    return scores, proxies.Cost(seen.latency_ms, seen.memory_bytes), time.perf_counter() - started
+    cost = proxies.Cost(seen.latency_ms, seen.memory_bytes)
+    # Ray keeps this process for other tasks.
+    del seen
+    return_memory()
+    return scores, cost, time.perf_counter() - started

@@ -14,7 +14,6 @@ from threading import Lock, Thread
 from typing import Any
 
 import ray
-import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
@@ -25,6 +24,7 @@ from pmray.distributed.cluster import PLACE_SECONDS, elsewhere
 from pmray.distributed.torch_group import NodeAddresses
 from pmray.errors import OutOfMemory
 from pmray.spec import Resources
+from pmray.training.hardware import return_memory
 from pmray.training.loop import Rung
 from pmray.training.state import State, StateFile, write_state
 from pmray.training.trial import FACTS, Facts, Work, carry_out
@@ -165,8 +165,7 @@ class _Seat:
     def fit(self, work: Work, queue: Queue) -> None:
         """Carry out a work; a process that died meanwhile is started again, and goes on from the latest state."""
         queue.put((work.key, _carried_out(work, partial(_send, queue, work.key), None, writes=True)))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return_memory()
 
 
 class _Alone(Thread):

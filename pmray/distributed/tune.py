@@ -18,14 +18,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pmray.distributed.cluster import AVOIDED, avoided_nodes, capacity, elsewhere
-from pmray.distributed.proposals import DriverOnly, Leaders, Population, Proposals
+from pmray.distributed.proposals import DriverOnly, Population, Proposals
 from pmray.distributed.torch_group import NodeAddresses
 from pmray.distributed.train import FAILURES, failure_of, scaling
 from pmray.selection.failures import WORKER_DIED, Again, Attempt, after_end, avoided, cause_of
-from pmray.selection.halving import Standing, Stop, halve
+from pmray.selection.halving import Leaders, Standing, Stop, halve
 from pmray.selection.ledger import Outcome
 from pmray.selection.search import Asking, Proposal
 from pmray.spec import Resources
+from pmray.training.hardware import return_memory
 from pmray.training.loop import Rung
 from pmray.training.state import State, StateFile, open_state
 from pmray.training.trial import Facts, Work, carry_out
@@ -139,6 +140,7 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
         # Said first: of a process that dies, nothing else tells where it was.
         tune.report({"host": Host(ray.get_runtime_context().get_node_id(), socket.gethostname())})
         facts = _until(work, config["goal"], lambda rung: tune.report(_rung_report(rung)))
+        return_memory()
         tune.report({"examples": facts.examples, "facts": facts})
         return
     trainer = TorchTrainer(

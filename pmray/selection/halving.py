@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pmray.selection.ledger import Outcome
+from pmray.spec import Recipe
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,38 @@ def leading(trials: Iterable[Reached], candidates: Collection[str], count: int, 
     if len(best) < count:
         return frozenset(candidates)
     return frozenset(name for name, score in best.items() if sum(other > score for other in best.values()) < count)
+
+
+@dataclass(frozen=True)
+class Leaders:
+    """How many candidates get more than their default recipes, and where those that do are found."""
+
+    count: int
+    rung: int
+    """Examples at which candidates are compared (``leading``)."""
+    defaults: Mapping[str, Recipe]
+    """Candidate -> its default recipe."""
+
+    def next_stop(self, candidate: str, recipe: Recipe, seen: int, rungs: Sequence[int]) -> int:
+        """Examples at which a trial waits next; its end where it waits no more.
+
+        At each rung; but default recipes, by which candidates are compared, wait for nobody before they are there.
+
+        Args:
+            candidate: Of the trial.
+            recipe: Of the trial.
+            seen: Examples it has seen.
+            rungs: Of the trial, rising, its end included.
+
+        >>> rule = Leaders(1, rung=27, defaults={"bert": Recipe(), "gpt": Recipe()})
+        >>> [rule.next_stop("bert", recipe, 0, [9, 27, 81]) for recipe in (Recipe(), Recipe(lr=1e-4))]
+        [27, 9]
+        >>> rule.next_stop("bert", Recipe(), 27, [9, 27, 81])
+        81
+        """
+        straight = self.count < len(self.defaults) and recipe == self.defaults[candidate]
+        first = self.rung if straight else 0
+        return next((rung for rung in rungs if rung > seen and rung >= first), rungs[-1])
 
 
 def out_of_reach(one: Reached, trials: Sequence[Reached], rungs: Sequence[int], total: int, reduction: float) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pmray.distributed.cluster import Capacity, at_a_time
-from pmray.distributed.proposals import Leaders, Population
+from pmray.distributed.proposals import Population
 from pmray.distributed.searchers import search_of
 from pmray.distributed.tune import run_trials
 from pmray.errors import SpecError
@@ -20,7 +20,7 @@ from pmray.selection.budget import Spent, states_at_a_time
 from pmray.selection.certainty import settled_leaders
 from pmray.selection.experience import first_recipes, weights_of
 from pmray.selection.failures import IN_A_ROW
-from pmray.selection.halving import Reached, out_of_reach, weighed_at
+from pmray.selection.halving import Leaders, Reached, out_of_reach, weighed_at
 from pmray.selection.ledger import outcome_of
 from pmray.selection.reuse import reuse_told
 from pmray.selection.search import Tried

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -94,3 +96,15 @@ def memory_told(model: nn.Module, device: torch.device) -> str:
         free, there = torch.cuda.mem_get_info(device)
         return f"{need:.1f} GiB for weights and optimizer, {there / 2**30:.1f} GiB there, {free / 2**30:.1f} GiB free"
     return f"{need:.1f} GiB for weights and optimizer, before activations"
+
+
+def return_memory() -> None:
+    """Give memory that nothing uses any more back to the system and to others on the GPU.
+
+    A process that carries out one trial after the other would hold what the largest took, several times over: glibc
+    keeps what is freed, torch keeps it on the GPU (tests/bench/RESULTS.md).
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

@@ -236,7 +236,13 @@ class _Loop:
 
     def run(self, report: Callable[[Rung], None]) -> Fitted:
         with first_token_only(self.model):
-            return self._run(report)
+            try:
+                return self._run(report)
+            finally:
+                # However it ends: hooks tie model and optimizer into a cycle, which Python would find late, and a
+                # process that carries out many trials would hold the weights of all.
+                self.optimizer.release()
+                self.put_dropout_back()
 
     def _run(self, report: Callable[[Rung], None]) -> Fitted:
         state = self.keeper.load() if self.keeper else None
@@ -412,11 +418,9 @@ class _Loop:
     def _fitted(self) -> Fitted:
         assert self.best is not None
         weights = self.best.weights or self._weights()
-        self.optimizer.release()
         if self.low:
             self.model.to(torch.float32)
         self.model.load_state_dict(weights)
-        self.put_dropout_back()
         return Fitted(
             score=self.best.score,
             curve=tuple(self.curve),

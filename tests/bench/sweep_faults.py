@@ -194,7 +194,7 @@ def kills() -> None:
 
 
 def many() -> None:
-    """Goal 6: 500 very short trials; the driver's memory, and what is left of them."""
+    """Goal 6: 500 very short trials; memory of the driver and of the trials' processes, and what is left of them."""
     import math
 
     import ray
@@ -205,18 +205,23 @@ def many() -> None:
     from pmray.spec_file import load_spec
     from pmray.stages.fitting import encode
     from pmray.stages.preparation import prepare
+    from pmray.stages.searching import leaders_of
 
     with TemporaryDirectory() as name:
         folder = Path(name)
         spec = load_spec(write_spec(folder, algorithm="random"), ["search.rungs=2"])
         short = [one.model_copy(update={"recipe": {**RECIPE, "epochs": 2}}) for one in spec.candidates]
         spec = spec.model_copy(update={"candidates": short})
-        prepared, ends, memory = prepare(spec, Console(stderr=True)), Counter(), {}
-        driver = psutil.Process()
+        prepared, ends = prepare(spec, Console(stderr=True)), Counter()
+        driver, of_driver, of_trials = psutil.Process(), {}, {}
+
+        def actors() -> list[psutil.Process]:
+            return [one for one in driver.children(recursive=True) if "ImplicitFunc" in "".join(one.cmdline()[:1])]
 
         def ended(work: Any, facts: Any, may_pass: bool) -> None:
             ends[facts.status] += 1
-            memory[ends.total()] = driver.memory_info().rss
+            of_driver[ends.total()] = driver.memory_info().rss
+            of_trials[ends.total()] = sum(one.memory_info().rss for one in actors())
 
         with connected() as cluster:
             encode(prepared, cluster, Console(stderr=True))
@@ -228,6 +233,7 @@ def many() -> None:
                 trials=MANY,
                 at_a_time=2,
                 reduction=spec.search.reduction,
+                leaders=leaders_of(prepared, list(prepared.arms)),
                 enough=lambda: False,
                 scratch=folder / "scratch",
                 on_start=lambda work: None,
@@ -241,14 +247,14 @@ def many() -> None:
                 held = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
                 time.sleep(0.5)
             groups = [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
-            family = driver.children(recursive=True)
-            actors = [one for one in family if "ImplicitFunc" in "".join(one.cmdline()[:1])]
             scratch = sum(path.stat().st_size for path in (folder / "scratch").rglob("*") if path.is_file())
-        grown = (memory[max(memory)] - memory[20]) / 2**20
+            left = len(actors())
+        last = max(of_driver)
+        grown, processes = ((one[last] - one[20]) / 2**20 for one in (of_driver, of_trials))
         CONSOLE.print(
-            f"{dict(ends)} in {seconds:.0f} s; the driver grew by {grown:.0f} MiB from trial 20 to {max(memory)} "
-            f"(aim: 200); left: {held:g} CPUs held, {len(groups)} placement groups, {len(actors)} actors, "
-            f"{scratch / 2**20:.1f} MiB of Tune's files (deleted with the run)"
+            f"{dict(ends)} in {seconds:.0f} s; from trial 20 to {last} the driver grew by {grown:.0f} MiB (aim: 200), "
+            f"the trials' processes by {processes:.0f}; left: {held:g} CPUs held, {len(groups)} placement groups, "
+            f"{left} actors, {scratch / 2**20:.1f} MiB of Tune's files (deleted with the run)"
         )
 
 

@@ -222,8 +222,9 @@ def driver_of(keys, reduction=float("inf"), candidates=("bert",), leaders=None, 
     """What Tune talks to, with trials of these keys and nothing behind them; the first of each candidate is default."""
     from types import SimpleNamespace
 
-    from pmray.distributed.proposals import Leaders, Proposals
+    from pmray.distributed.proposals import Proposals
     from pmray.distributed.tune import _News
+    from pmray.selection.halving import Leaders
 
     asked = iter([*(SimpleNamespace(number=number, key=key) for number, key in enumerate(keys)), None])
     search = SimpleNamespace(told=[], tell=lambda *told: search.told.append(told), among=[])

@@ -1,8 +1,10 @@
 """The training loop: it learns, it repeats itself, and N processes do what one does."""
 
 import copy
+import gc
 import os
 import time
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -214,6 +216,34 @@ def test_what_the_report_raises_ends_the_fit(setting):
 
     with pytest.raises(Enough):
         setting.fit(report=stop)
+
+
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_nothing_of_a_fit_stays_in_memory_however_it_ends(folder, ends_early):
+    """A process that carries out many trials must not wait for Python to find cycles of hundreds of megabytes."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(rung):
+        if ends_early:
+            raise Enough
+
+    def tables():
+        return [one for one in gc.get_objects() if type(one) is torch.nn.Parameter and one.shape[0] == vocabulary]
+
+    setting = Setting(folder, dropout=0.1)
+    vocabulary = len(setting.model.get_input_embeddings().weight)
+    gc.collect()
+    before = len(tables())
+    gc.disable()
+    try:
+        with suppress(Enough):
+            setting.fit(report=stop)
+        setting.model = None
+        assert len(tables()) == before - 1
+    finally:
+        gc.enable()
 
 
 def test_frozen_embeddings_stay_as_they_were(folder):

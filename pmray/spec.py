@@ -561,9 +561,9 @@ class Serve(Section):
     max_batch_rows: int = Field(default=64, ge=1)
     max_batch_tokens: int = Field(default=16384, ge=16)
     """Rows and tokens that are put into one batch."""
-    max_wait_s: float = Field(default=1.0, gt=0)
-    """A request that would wait longer for the model is refused at once, with 503 and ``Retry-After``, unless that is
-    less than eight requests of as many rows take."""
+    max_wait_s: float = Field(default=0.5, gt=0)
+    """A request that would be answered later is refused at once, with 503 and ``Retry-After``, unless what is before it
+    is no more than a batch, or eight requests of its size."""
     timeout_s: float = Field(default=60.0, gt=0)
     """For reading a request's body, and for answering it."""
     max_rows: int = Field(default=4096, ge=1)

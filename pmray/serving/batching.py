@@ -119,8 +119,8 @@ class Batcher:
             run: Scores a batch of model inputs.
             max_rows: Rows of a batch.
             max_tokens: Tokens of a batch.
-            max_wait_s: Longest time that a request may be expected to wait, unless that is less than ``ALIKE`` requests
-                of as many rows take.
+            max_wait_s: A request that is expected to be answered later is refused, unless no more rows are before it
+                than a batch or ``ALIKE`` requests of its size have.
             eager: So many batches are begun however small they are: one for each process of the model.
             most: So many are begun when they are full: one then waits at each process while it computes another, and
                 autoscaling sees that more is wanted.
@@ -148,18 +148,21 @@ class Batcher:
         return self._rows / self._seconds if self._rows else None
 
     def expected_wait(self) -> float:
-        """Seconds until rows that come now are answered, from the speed seen so far."""
-        if self.rate is None:
-            return 0.0
-        # Requests take turns: of each one that waits, at most a batch comes before the newcomer.
-        ahead = sum(self.under_way.values()) + sum(min(one.left, self.max_rows) for one in self.waiting)
-        return ahead / self.rate
+        """Seconds until the model can begin with rows that come now, from the speed seen so far."""
+        return self._ahead() / self.rate if self.rate else 0.0
 
     def check(self, rows: int) -> None:
-        """Raise ``Busy`` when so many rows that came now would wait too long."""
-        wait = self.expected_wait()
-        if wait > self.max_wait_s and wait > ALIKE * rows / (self.rate or math.inf):
-            raise Busy(wait)
+        """Raise ``Busy`` when so many rows that came now would be answered too late."""
+        at_once = self.eager * self.max_rows
+        # The batch that they go into may be full.
+        in_time = self.max_wait_s * (self.rate or math.inf) - at_once
+        if self._ahead() > max(at_once, ALIKE * rows, in_time):
+            raise Busy(self.expected_wait())
+
+    def _ahead(self) -> int:
+        """Rows that are answered before one that comes now."""
+        # Requests take turns: of each one that waits, at most a batch comes before the newcomer.
+        return sum(self.under_way.values()) + sum(min(one.left, self.max_rows) for one in self.waiting)
 
     async def scores(self, inputs: pa.Table, *, patient: bool = False) -> NDArray[Any]:
         """Score vectors of model inputs, shape (rows, labels) or ragged, in their order.

@@ -154,6 +154,25 @@ def test_who_would_wait_too_long_is_refused_at_once_and_a_large_request_is_not_w
     asyncio.run(story())
 
 
+def test_a_slow_model_lets_a_batch_wait_and_a_fast_one_as_many_as_it_answers_in_time():
+    async def story(rate, max_rows, fits):
+        model = Model()
+        model.free.clear()
+        one = batcher(model, rate=rate, max_rows=max_rows, max_wait_s=1.0)
+        asked = [asyncio.create_task(one.scores(table(1))) for _ in range(fits + 5)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        model.free.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(one, Busy) for one in found] == [False] * fits + [True] * 5
+
+    # One more than may be before a newcomer: the newcomer itself.
+    asyncio.run(story(rate=1.0, max_rows=16, fits=16 + 1))
+    asyncio.run(story(rate=1.0, max_rows=4, fits=8 + 1))
+    # Of 40 in a second, four are in the newcomer's own batch.
+    asyncio.run(story(rate=40.0, max_rows=4, fits=36 + 1))
+
+
 def test_a_failed_batch_fails_those_in_it_alone_and_one_who_left_takes_no_room():
     async def story():
         model = Model(fails_at=0)

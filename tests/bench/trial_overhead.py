@@ -23,6 +23,7 @@ from pmray.spec import Spec
 from pmray.spec_file import spec_from
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
+from pmray.stages.searching import leaders_of
 
 TRIALS = 8
 LIMIT = 0.3
@@ -68,6 +69,7 @@ def measure(spec: Spec, console: Console) -> tuple[float, list[tuple[float, floa
             trials=TRIALS,
             at_a_time=1,
             reduction=spec.search.reduction,
+            leaders=leaders_of(prepared, list(prepared.arms)),
             enough=lambda: False,
             scratch=spec.folder / ".ray",
             on_start=lambda work: None,

@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from pmray.distributed.cluster import avoided_nodes
-from pmray.selection.halving import Leaders, Reached, leading, promoted
+from pmray.selection.halving import Leaders, Reached, leading, next_stop, promoted
 from pmray.selection.ledger import Outcome
 from pmray.selection.population import Member, turn
 from pmray.selection.search import Asking, Proposal, Tried
@@ -175,7 +175,7 @@ class Proposals(DriverOnly, Searcher):
             return work.budget
         known = self.reached.get(work.key)
         seen = max(known.curve) if known else 0
-        return self.leaders.next_stop(work.pretrained.name, work.recipe, seen, work.rungs)
+        return next_stop(seen, work.rungs, self.leaders.straight_to(work.pretrained.name, work.recipe))
 
     def _next(self) -> Proposal | None:
         if self.left == 0 or self.enough():

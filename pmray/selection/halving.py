@@ -176,26 +176,28 @@ class Leaders:
     defaults: Mapping[str, Recipe]
     """Candidate -> its default recipe."""
 
-    def next_stop(self, candidate: str, recipe: Recipe, seen: int, rungs: Sequence[int]) -> int:
-        """Examples at which a trial waits next; its end where it waits no more.
-
-        At each rung; but default recipes, by which candidates are compared, wait for nobody before they are there.
-
-        Args:
-            candidate: Of the trial.
-            recipe: Of the trial.
-            seen: Examples it has seen.
-            rungs: Of the trial, rising, its end included.
+    def straight_to(self, candidate: str, recipe: Recipe) -> int:
+        """Examples before which a trial waits for nobody: default recipes, by which candidates are compared.
 
         >>> rule = Leaders(1, rung=27, defaults={"bert": Recipe(), "gpt": Recipe()})
-        >>> [rule.next_stop("bert", recipe, 0, [9, 27, 81]) for recipe in (Recipe(), Recipe(lr=1e-4))]
-        [27, 9]
-        >>> rule.next_stop("bert", Recipe(), 27, [9, 27, 81])
-        81
+        >>> [rule.straight_to("bert", recipe) for recipe in (Recipe(), Recipe(lr=1e-4))]
+        [27, 0]
         """
-        straight = self.count < len(self.defaults) and recipe == self.defaults[candidate]
-        first = self.rung if straight else 0
-        return next((rung for rung in rungs if rung > seen and rung >= first), rungs[-1])
+        return self.rung if self.count < len(self.defaults) and recipe == self.defaults[candidate] else 0
+
+
+def next_stop(seen: int, rungs: Sequence[int], straight_to: int = 0) -> int:
+    """Examples at which a trial waits next; its end where it waits no more.
+
+    Args:
+        seen: Examples it has seen.
+        rungs: Its own, rising, its end included.
+        straight_to: It waits nowhere before that.
+
+    >>> [next_stop(seen, [9, 27, 81]) for seen in (0, 9, 27, 81)], next_stop(0, [9, 27, 81], straight_to=27)
+    ([9, 27, 81, 81], 27)
+    """
+    return next((rung for rung in rungs if rung > seen and rung >= straight_to), rungs[-1])
 
 
 def out_of_reach(one: Reached, trials: Sequence[Reached], rungs: Sequence[int], total: int, reduction: float) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pmray.errors import DataError
 from pmray.selection.experience import Experience, Signature, expected
-from pmray.selection.halving import Reached, Standing, Stop, halve, promoted, weighed_at
+from pmray.selection.halving import Reached, Standing, Stop, halve, next_stop, promoted, weighed_at
 from pmray.selection.ledger import Outcome
 
 ORDERS = 200
@@ -181,17 +181,14 @@ def play_promotion(
         order: Those that take part.
         straight: Those that do not wait before the rung where candidates are weighed.
     """
-    at = {str(index): weighed_at([*rungs, curves[index].budget]) if index in straight else rungs[0] for index in order}
+    stops = {str(index): [*rungs, curves[index].budget] for index in order}
+    at = {name: next_stop(0, stops[name], weighed_at(stops[name]) if int(name) in straight else 0) for name in stops}
     while True:
         trials = [
             Reached(
                 name,
                 curves[int(name)].candidate,
-                {
-                    rung: curves[int(name)].scores[rung]
-                    for rung in (*rungs, curves[int(name)].budget)
-                    if rung <= reached
-                },
+                {rung: curves[int(name)].scores[rung] for rung in stops[name] if rung <= reached},
                 reached < curves[int(name)].budget,
             )
             for name, reached in at.items()
@@ -200,8 +197,7 @@ def play_promotion(
         if not going:
             break
         for name in going:
-            later = [rung for rung in rungs if rung > at[name]]
-            at[name] = later[0] if later else curves[int(name)].budget
+            at[name] = next_stop(at[name], stops[name])
     ended = [int(name) for name, rung in at.items() if rung == curves[int(name)].budget]
     return ended, {int(name): rung for name, rung in at.items() if rung < curves[int(name)].budget}
 

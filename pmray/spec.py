@@ -487,8 +487,20 @@ class Search(Section):
     weights that find none are an error before anything starts."""
     concurrency: int | None = Field(default=None, ge=1)
     """Trials at a time; by default as many as the cluster holds."""
+    fuse: int = Field(default=1, ge=1)
+    """So many trials of a candidate, alike in batch size, length and what is trained, run in one process as one
+    computation. Faster where most weights are frozen (``head_only``, ``freeze_layers``), for small models, and on a GPU
+    that one trial does not fill; slower for whole models on CPUs."""
     seed: int = 0
     """Seed of the search itself."""
+
+    @model_validator(mode="after")
+    def _fusible(self) -> Self:
+        if self.fuse > 1 and (self.algorithm == "pbt" or self.algorithm.startswith("ray:")):
+            raise ValueError(f"`fuse` needs `algorithm` tpe, random or grid, but got {self.algorithm}")
+        if self.fuse > 1 and self.stop and not self.pause:
+            raise ValueError("`fuse` needs trials that wait at rungs: leave `pause` as it is, or take `stop: false`")
+        return self
 
     @model_validator(mode="after")
     def _population_waits(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from pmray.distributed.cluster import avoided_nodes
 from pmray.selection.halving import Leaders, Reached, leading, next_stop, promoted
 from pmray.selection.ledger import Outcome
 from pmray.selection.population import Member, turn
-from pmray.selection.search import Asking, Proposal, Tried
+from pmray.selection.search import Asking, Proposal, Tried, alike
 from pmray.spec import Recipe
 from pmray.training.trial import Facts, Work
 
@@ -51,11 +51,12 @@ class Proposals(DriverOnly, Searcher):
         *,
         leaders: Leaders,
         population: Population | None = None,
+        fused: Mapping[str, int] | None = None,
     ) -> None:
         # No metric: Tune would then demand it of every report, also of the last one, which brings facts.
         super().__init__()
         self.search, self.make_work, self.left, self.enough, self.over = search, make_work, trials, enough, over
-        self.leaders, self.population = leaders, population
+        self.leaders, self.population, self.fused = leaders, population, fused or {}
         self.used_up: frozenset[str] | None = None
         """Leaders for which the search had nothing new."""
         self.reduction = reduction
@@ -81,31 +82,71 @@ class Proposals(DriverOnly, Searcher):
         """Asked before Tune starts, which cannot run without a trial."""
         self.numbers: dict[str, int | None] = {}
         self.works: dict[str, Work] = {}
-        self.under_way: set[str] = set()
+        self.under_way: dict[str, str] = {}
+        """Key of a trial -> Tune's id of what it runs in, alone or with others."""
         self.given_back: list[tuple[str, frozenset[str]]] = []
-        """Trials to hand out once more, under another id, and the hosts where they are not to run."""
+        """Keys of trials to hand out once more, and the hosts where they are not to run."""
         self.avoid: frozenset[str] = frozenset()
         """Hosts where nothing is to run."""
 
     def suggest(self, trial_id: str) -> Any:
         """Say what comes next; None where that hangs on what is under way."""
         without: frozenset[str] = frozenset()
-        number: int | None
+        chosen: list[tuple[int | None, Work]]
         if self.given_back:
             lost, without = self.given_back.pop()
-            number, work = self.numbers[lost], self.works[lost]
+            chosen = [(self.numbers[lost], self.works[lost])]
         elif self.promoted:
-            number, work = self.waiting.pop(self.promoted.pop(0))
+            chosen = self._going_on()
         elif proposal := self._next():
-            number, work = proposal.number, self.make_work(proposal)
+            chosen = [(one.number, self.make_work(one)) for one in (proposal, *self._like(proposal))]
         elif self._promote():
-            number, work = self.waiting.pop(self.promoted.pop(0))
+            chosen = self._going_on()
         else:
             # What is under way may yet be given back, and may be better than what waits.
             return None if self.under_way else Searcher.FINISHED
-        self.under_way.add(trial_id)
-        self.numbers[trial_id], self.works[trial_id] = number, work
-        return {"work": work, "without": sorted({*self.avoid, *without, *avoided_nodes()}), "goal": self._goal(work)}
+        for number, work in chosen:
+            self.under_way[work.key] = trial_id
+            self.numbers[work.key], self.works[work.key] = number, work
+        return {
+            "works": [(work, self._goal(work)) for _, work in chosen],
+            "without": sorted({*self.avoid, *without, *avoided_nodes()}),
+        }
+
+    def running_in(self, trial_id: str) -> list[Work]:
+        """What was handed out under an id and has not ended."""
+        return [self.works[key] for key, one in self.under_way.items() if one == trial_id]
+
+    def _going_on(self) -> list[tuple[int | None, Work]]:
+        """The next one that goes on from its rung, with those that can take their steps together with it."""
+        first = self.waiting[self.promoted[0]][1]
+        most = self.fused.get(first.pretrained.name, 1)
+
+        def fits(key: str) -> bool:
+            other = self.waiting[key][1]
+            if other is first:
+                return True
+            return (
+                most > 1
+                and other.pretrained.name == first.pretrained.name
+                and alike(other.recipe, first.recipe)
+                and max(self.reached[key].curve) == max(self.reached[first.key].curve)
+            )
+
+        keys = [key for key in self.promoted if fits(key)][:most]
+        self.promoted = [key for key in self.promoted if key not in keys]
+        return [self.waiting.pop(key) for key in keys]
+
+    def _like(self, proposal: Proposal) -> list[Proposal]:
+        """New proposals that can take their steps together with one."""
+        found: list[Proposal] = []
+        while len(found) + 1 < self.fused.get(proposal.candidate, 1) and self.left and not self.enough():
+            other = self.search.ask(self._leaders(), proposal)
+            if other is None:
+                break
+            self.left -= 1
+            found.append(other)
+        return found
 
     def at_end(self) -> bool:
         """Whether there is nothing to start, and nobody who goes on; called before anything is under way."""
@@ -114,7 +155,7 @@ class Proposals(DriverOnly, Searcher):
     def _promote(self) -> bool:
         """Whether somebody goes on from a rung; those are in ``promoted``."""
         if not self.promoted and not self.asked and not self.over():
-            running = {self.works[one].key for one in self.under_way}
+            running = set(self.under_way)
             rungs = sorted({rung for _, work in self.waiting.values() for rung in work.rungs[:-1]})
             if self.population is None:
                 # Only those that are on their way to their first score may change who leads, and so what is tried yet.
@@ -183,8 +224,7 @@ class Proposals(DriverOnly, Searcher):
             return None
         proposal, self.first = self.first, None
         if proposal is None:
-            rule = self.leaders
-            leaders = leading(self.reached.values(), rule.defaults, rule.count, rule.rung)
+            leaders = self._leaders()
             proposal = None if leaders == self.used_up else self.search.ask(leaders)
             if proposal is None and self.under_way:
                 # What is under way may yet change who leads.
@@ -193,18 +233,21 @@ class Proposals(DriverOnly, Searcher):
         self.left = 0 if proposal is None else self.left - 1
         return proposal
 
-    def give_back(self, trial_id: str, without: frozenset[str]) -> None:
+    def _leaders(self) -> frozenset[str]:
+        return leading(self.reached.values(), self.leaders.defaults, self.leaders.count, self.leaders.rung)
+
+    def give_back(self, key: str, without: frozenset[str]) -> None:
         """Hand a trial out once more."""
-        self.under_way.discard(trial_id)
-        self.given_back.append((trial_id, without))
+        self.under_way.pop(key)
+        self.given_back.append((key, without))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Scores are told by ``_News``, which knows what kind of end it was."""
 
-    def tell(self, trial_id: str, score: float | None) -> None:
+    def tell(self, key: str, score: float | None) -> None:
         """Take the score of a trial, or of its part up to a rung; None when it failed."""
-        self.under_way.discard(trial_id)
-        number, work = self.numbers[trial_id], self.works[trial_id]
+        self.under_way.pop(key)
+        number, work = self.numbers[key], self.works[key]
         if number is None:
             # It has gone on from a rung where its score was told, in this run or an earlier one.
             self.search.learn(Tried(work.pretrained.name, work.recipe, score))

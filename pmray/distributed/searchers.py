@@ -52,8 +52,10 @@ class TuneSearch:
         self._open: dict[int, tuple[str, Recipe, str | None]] = {}
         self._count = self._asked = 0
 
-    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
-        """Return what to try next; None when no searcher proposes anything new."""
+    def ask(self, leaders: Collection[str] | None = None, like: Proposal | None = None) -> Proposal | None:
+        """Return what to try next; None when no searcher proposes anything new. None of them can be told values."""
+        if like is not None:
+            return None
         while self._first:
             candidate, recipe = self._first.pop(0)
             if (candidate, recipe) not in self._proposed:

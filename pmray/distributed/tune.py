@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pmray.selection.halving import Leaders, Standing, Stop, halve
 from pmray.selection.ledger import Outcome
 from pmray.selection.search import Asking, Proposal
 from pmray.spec import Resources
+from pmray.training.fused import Member, run_together
 from pmray.training.hardware import return_memory
 from pmray.training.loop import Rung
 from pmray.training.state import State, StateFile, open_state
@@ -50,6 +52,7 @@ def run_trials(
     over: Callable[[], bool] = lambda: False,
     pause: bool = False,
     population: Population | None = None,
+    fuse: int = 1,
     on_avoid: Callable[[str], None] = lambda host: None,
 ) -> None:
     """Run a sweep as one Tune run over (candidate, recipe).
@@ -75,8 +78,11 @@ def run_trials(
         pause: Whether trials of one worker wait at each rung until it is certain that they are among the best that go
             on; otherwise each is decided about as it arrives, as those of several workers are in any case.
         population: Those that wait are replaced by variants of the best, in place of halving.
+        fuse: So many trials of one worker run in one process as one computation, where they are alike.
         on_avoid: Called with the name of a host that gets no more trials.
     """
+    # Trials of one worker share actors; several workers make a trial that ends its own worker group.
+    nested = {name: demand for name, demand in resources.items() if demand.most > 1}
     proposals = Proposals(
         search,
         make_work,
@@ -87,14 +93,13 @@ def run_trials(
         reduction if pause else math.inf,
         leaders=leaders,
         population=population,
+        fused={name: 1 if name in nested else fuse for name in resources},
     )
     if proposals.at_end():
         return
-    # Trials of one worker share actors; several workers make a trial that ends its own worker group.
-    nested = {name: demand for name, demand in resources.items() if demand.most > 1}
 
     def demand_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        name = config["work"].pretrained.name
+        name = config["works"][0][0].pretrained.name
         if name in nested:
             # The worker group asks for its own resources; this process only waits for it, and takes no part of a CPU,
             # which the group may need whole. A placement group must hold something: one byte.
@@ -134,14 +139,16 @@ def run_trials(
 
 def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str) -> None:
     """One Tune trial. Gets names and numbers; opens everything else itself."""
-    work: Work = config["work"]
+    works: list[tuple[Work, int]] = config["works"]
+    work = works[0][0]
     demand = nested.get(work.pretrained.name)
     if demand is None:
         # Said first: of a process that dies, nothing else tells where it was.
         tune.report({"host": Host(ray.get_runtime_context().get_node_id(), socket.gethostname())})
-        facts = _until(work, config["goal"], lambda rung: tune.report(_rung_report(rung)))
-        return_memory()
-        tune.report({"examples": facts.examples, "facts": facts})
+        if len(works) == 1:
+            _one(*works[0])
+        else:
+            run_together([partial(_one, *one) for one in works])
         return
     trainer = TorchTrainer(
         _nested_worker,
@@ -155,7 +162,13 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        tune.report({"examples": 0, "facts": failure_of(error, demand)})
+        tune.report(_facts_report(work, failure_of(error, demand)))
+
+
+def _one(work: Work, goal: int, together: Member | None = None) -> None:
+    facts = _until(work, goal, lambda rung: tune.report(_rung_report(work, rung)), together)
+    return_memory()
+    tune.report(_facts_report(work, facts))
 
 
 class _Paused(BaseException):
@@ -195,13 +208,14 @@ class _Pausing:
             raise _Paused
 
 
-def _until(work: Work, goal: int, report: Callable[[Rung], None]) -> Facts:
+def _until(work: Work, goal: int, report: Callable[[Rung], None], together: Member | None) -> Facts:
     """Carry out a work as far as a rung, and from there another time; or to its end."""
     if goal >= work.budget or work.states is None:
-        return carry_out(work, report)
+        return carry_out(work, report, together=together)
     keeper = _Pausing(open_state(work.states, work.key, writes=True, seconds=work.state_seconds))
     curve: list[tuple[int, float]] = []
-    started = time.perf_counter()
+    clock = together.clock if together else time.perf_counter
+    started = clock()
 
     def reached(rung: Rung) -> None:
         curve.append((rung.examples, rung.score))
@@ -209,21 +223,22 @@ def _until(work: Work, goal: int, report: Callable[[Rung], None]) -> Facts:
         keeper.reached = rung.examples >= goal
 
     try:
-        return carry_out(work, reached, keeper)
+        return carry_out(work, reached, keeper, together)
     except _Paused:
         return Facts(
             status="stopped",
             score=max(score for _, score in curve),
             examples=curve[-1][0],
             curve=tuple(curve),
-            seconds=time.perf_counter() - started,
+            seconds=clock() - started,
             measured={"host": socket.gethostname(), **({"state_problem": keeper.problem} if keeper.problem else {})},
         )
 
 
 def _nested_worker(config: dict[str, Any]) -> None:
-    facts = carry_out(config["work"], lambda rung: ray.train.report(_rung_report(rung)))
-    ray.train.report({"examples": facts.examples, "facts": facts})
+    work: Work = config["work"]
+    facts = carry_out(work, lambda rung: ray.train.report(_rung_report(work, rung)))
+    ray.train.report(_facts_report(work, facts))
 
 
 @dataclass(frozen=True)
@@ -235,8 +250,12 @@ class Host:
     name: str
 
 
-def _rung_report(rung: Rung) -> dict[str, Any]:
-    return {"examples": rung.examples, "score": rung.score, "rung": rung}
+def _rung_report(work: Work, rung: Rung) -> dict[str, Any]:
+    return {"key": work.key, "examples": rung.examples, "score": rung.score, "rung": rung}
+
+
+def _facts_report(work: Work, facts: Facts) -> dict[str, Any]:
+    return {"key": work.key, "examples": facts.examples, "facts": facts}
 
 
 class _Halving(DriverOnly, FIFOScheduler):
@@ -254,10 +273,9 @@ class _Halving(DriverOnly, FIFOScheduler):
                     self.rungs.setdefault(examples, {})[one.key] = Standing(one.key, one.candidate, score)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        work = self.proposals.works[trial.trial_id]
-        if "rung" not in result or result["examples"] >= work.budget:
+        if "rung" not in result or result["examples"] >= self.proposals.works[result["key"]].budget:
             return str(TrialScheduler.CONTINUE)
-        examples = result["examples"]
+        work, examples = self.proposals.works[result["key"]], result["examples"]
         standings = self.rungs.setdefault(examples, {})
         # A trial that was started anew arrives a second time, and replaces itself.
         standings[work.key] = Standing(work.key, work.pretrained.name, result["score"])
@@ -283,58 +301,75 @@ class _News(DriverOnly, tune.Callback):
         self.proposals, self.resources, self.on_avoid = proposals, resources, on_avoid
         self.on_start, self.on_rung, self.on_end = on_start, on_rung, on_end
         self.curves: dict[str, list[Rung]] = {}
+        self.facts: dict[str, Facts] = {}
+        """Of trials that have come to an end in a process that has not."""
         self.started: dict[str, float] = {}
         self.hosts: dict[str, Host] = {}
+        """Key of a trial -> where it runs now, or ran last."""
+        self.names: dict[str, str] = {}
+        """Node -> its name."""
         self.attempts: list[Attempt] = []
         self.troubles: dict[str, list[str]] = {}
         """Key of a trial -> why it was started anew."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.curves[trial.trial_id] = []
-        self.started[trial.trial_id] = time.time()
-        self.on_start(self.proposals.works[trial.trial_id])
+        for work in self.proposals.running_in(trial.trial_id):
+            self.curves[work.key], self.started[work.key] = [], time.time()
+            self.hosts.pop(work.key, None)
+            self.on_start(work)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if "host" in result:
-            self.hosts[trial.trial_id] = result["host"]
-        elif "facts" not in result and "rung" in result:
-            self.curves[trial.trial_id].append(result["rung"])
-            self.on_rung(self.proposals.works[trial.trial_id], result["rung"])
+            host: Host = result["host"]
+            self.names[host.node] = host.name
+            for work in self.proposals.running_in(trial.trial_id):
+                self.hosts[work.key] = host
+        elif "facts" in result:
+            # Not an end yet: whoever came next would find the process busy, and be given another.
+            self.facts[result["key"]] = result["facts"]
+        elif "rung" in result:
+            self.curves[result["key"]].append(result["rung"])
+            self.on_rung(self.proposals.works[result["key"]], result["rung"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial.trial_id, trial.last_result.get("facts") or self._cut_short(trial.trial_id, "stopped", None))
+        for work in self.proposals.running_in(trial.trial_id):
+            self._end(work.key, self._facts_of(work.key, "stopped", None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # What a trial did wrong comes back as facts; here come processes that died.
-        host = self.hosts.get(trial.trial_id)
-        where = f" on {host.name}" if host else " before the trial began"
-        told = f"{WORKER_DIED}{where} (killed, or out of memory)"
-        self._end(trial.trial_id, self._cut_short(trial.trial_id, "failed", told))
+        for work in self.proposals.running_in(trial.trial_id):
+            host = self.hosts.get(work.key)
+            where = f" on {host.name}" if host else " before the trial began"
+            told = f"{WORKER_DIED}{where} (killed, or out of memory)"
+            self._end(work.key, self._facts_of(work.key, "failed", told))
 
-    def _cut_short(self, trial_id: str, status: str, error: str | None) -> Facts:
-        curve, host = self.curves.get(trial_id, []), self.hosts.get(trial_id)
+    def _facts_of(self, key: str, status: str, error: str | None) -> Facts:
+        """What a trial has told at its end, or where it was cut short."""
+        if key in self.facts:
+            return self.facts.pop(key)
+        curve, host = self.curves.get(key, []), self.hosts.get(key)
         return Facts(
             status=status,
             score=max((rung.score for rung in curve), default=None),
             examples=curve[-1].examples if curve else 0,
             curve=tuple((rung.examples, rung.score) for rung in curve),
-            seconds=time.time() - self.started.get(trial_id, time.time()),
+            seconds=time.time() - self.started.get(key, time.time()),
             measured={"host": host.name} if host else {},
             error=error,
         )
 
-    def _end(self, trial_id: str, facts: Facts) -> None:
+    def _end(self, key: str, facts: Facts) -> None:
         """Take an end as it is, or hand the trial out once more."""
-        work, host = self.proposals.works[trial_id], self.hosts.get(trial_id)
+        work, host = self.proposals.works[key], self.hosts.get(key)
         cause = cause_of(facts.status, facts.error)
         self.attempts.append(Attempt(work.key, host.node if host else "", cause == "none"))
         bad = avoided(self.attempts)
         for node in bad - self.proposals.avoid:
             # Finalists' fits, too, then stay away from it.
             os.environ[AVOIDED] = ",".join(sorted({*avoided_nodes(), node}))
-            self.on_avoid(next(one.name for one in self.hosts.values() if one.node == node))
+            self.on_avoid(self.names[node])
         self.proposals.avoid |= bad
         may_pass = False
         if cause != "none":
@@ -343,13 +378,13 @@ class _News(DriverOnly, tune.Callback):
             decision = after_end(cause, mine, _hosts_for(self.resources[work.pretrained.name]) - self.proposals.avoid)
             if isinstance(decision, Again):
                 self.troubles.setdefault(work.key, []).append((facts.error or "").strip()[-500:])
-                self.proposals.give_back(trial_id, decision.without)
+                self.proposals.give_back(key, decision.without)
                 return
             may_pass = decision.may_pass
         if work.key in self.troubles:
             facts = replace(facts, measured={**facts.measured, "retried_after": self.troubles[work.key]})
         facts = self._whole(work, facts)
-        self.proposals.tell(trial_id, facts.score)
+        self.proposals.tell(key, facts.score)
         waits = facts.status == "stopped" and host is not None
         self.proposals.note(work, facts.curve, None, waits=waits)
         self.on_end(work, facts, may_pass)

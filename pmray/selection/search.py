@@ -26,6 +26,34 @@ NEEDS = {"lora_alpha": "lora_rank"}
 """Hyper-parameters that mean something only where another one is not zero, and are searched only there."""
 
 
+MAY_DIFFER = frozenset(
+    {
+        "lr",
+        "epochs",
+        "warmup",
+        "schedule",
+        "lr_changes",
+        "weight_decay",
+        "clip",
+        "layer_decay",
+        "label_smoothing",
+        "class_weights",
+        "patience",
+    }
+)
+"""Hyper-parameters in which trials may differ whose steps are one computation (``training.fused``): the others decide
+which rows a step sees, which values are dropped, or which weights there are."""
+
+
+def alike(one: Recipe, other: Recipe) -> bool:
+    """Whether fits of two recipes can take their steps together.
+
+    >>> alike(Recipe(lr=1e-5), Recipe(lr=1e-4, epochs=2)), alike(Recipe(batch_size=16), Recipe(batch_size=32))
+    (True, False)
+    """
+    return one.model_dump(exclude=set(MAY_DIFFER)) == other.model_dump(exclude=set(MAY_DIFFER))
+
+
 @dataclass(frozen=True)
 class Arm:
     """A candidate as the search sees it."""
@@ -56,11 +84,12 @@ class Tried:
 class Asking(Protocol):
     """What proposes recipes and learns from their scores."""
 
-    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
+    def ask(self, leaders: Collection[str] | None = None, like: Proposal | None = None) -> Proposal | None:
         """Return what to try next; None when there is nothing new.
 
         Args:
             leaders: Candidates for which recipes beyond the first ones are asked; all by default.
+            like: Only what can take its steps together with this; None, too, while there are first ones to try.
         """
         ...
 
@@ -115,23 +144,36 @@ class Search:
         self._first = [(arm.candidate, arm.default) for arm in arms] + [one for one in first if one[0] in self._arms]
         self._grid = _grid(arms) if algorithm == "grid" else None
 
-    def ask(self, leaders: Collection[str] | None = None) -> Proposal | None:
+    def ask(self, leaders: Collection[str] | None = None, like: Proposal | None = None) -> Proposal | None:
         """Return what to try next; None when nothing new was found in the spaces, however often they were asked."""
         arms = [arm for arm in self._arms.values() if leaders is None or arm.candidate in leaders]
-        while self._first:
-            candidate, recipe = self._first.pop(0)
-            if (candidate, recipe) not in self._proposed:
-                return self._propose(candidate, recipe)
+        self._first = [one for one in self._first if one not in self._proposed]
+        if self._first:
+            # What is tried beside one candidate's default must not keep another's waiting.
+            return self._propose(*self._first.pop(0)) if like is None else None
+        fixed: dict[str, Any] = {}
+        if like is not None:
+            arms = [arm for arm in arms if arm.candidate == like.candidate]
+            space = self._arms[like.candidate].space
+            fixed = {field: getattr(like.recipe, field) for field in space if field not in MAY_DIFFER}
+            if not all(contains(space[field], value) for field, value in fixed.items()):
+                return None
+
+        def new(candidate: str, recipe: Recipe) -> bool:
+            asked = any(arm.candidate == candidate for arm in arms) and (like is None or alike(recipe, like.recipe))
+            return asked and (candidate, recipe) not in self._proposed
+
         if self._grid is not None:
-            asked = {arm.candidate for arm in arms}
-            left = (one for one in self._grid if one not in self._proposed and one[0] in asked)
-            return self._propose(*found) if (found := next(left, None)) else None
-        for _ in range(ATTEMPTS):
+            return self._propose(*found) if (found := next((one for one in self._grid if new(*one)), None)) else None
+        for _ in range(ATTEMPTS if arms else 0):
             with Quiet():
+                if like is not None:
+                    given = {f"{like.candidate}: {field}": value for field, value in fixed.items()}
+                    self._study.enqueue_trial({"candidate": like.candidate, **given})
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
-                if arm not in arms or (arm.candidate, recipe) in self._proposed:
+                if not new(arm.candidate, recipe):
                     self._study.tell(trial, state=TrialState.FAIL)
                     continue
             proposal = self._propose(arm.candidate, recipe)
@@ -140,8 +182,9 @@ class Search:
         # TPE comes back to what was good; in a small space chance finds what is left.
         for _ in range(4 * ATTEMPTS if arms else 0):
             arm = self._chance.choice(arms)
-            recipe = readable_recipe(arm, {field: _draw(values, self._chance) for field, values in arm.space.items()})
-            if (arm.candidate, recipe) not in self._proposed:
+            drawn = {field: _draw(values, self._chance) for field, values in arm.space.items()}
+            recipe = readable_recipe(arm, drawn | fixed)
+            if new(arm.candidate, recipe):
                 return self._propose(arm.candidate, recipe)
         return None
 

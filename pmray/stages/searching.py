@@ -86,6 +86,8 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
         else None
     )
     without_state: set[str] = set()
+    told: set[str] = set()
+    """Candidates whose trials cannot be fused."""
     started = time.time()
 
     def over() -> str | None:
@@ -124,6 +126,9 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
                 run.discard_state(work.key)
             drop_states(outcome.candidate)
             board.end(work.key, outcome)
+            if (problem := facts.measured.get("fused_problem")) and outcome.candidate not in told:
+                told.add(outcome.candidate)
+                console.print(f"[yellow]trials of {outcome.candidate} take their steps one by one: {problem}[/]")
 
         def drop_states(candidate: str) -> None:
             """Delete states that a trial has put out of reach: its own, or those of others of its candidate."""
@@ -161,6 +166,7 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
             over=lambda: over() is not None,
             pause=pause,
             population=population,
+            fuse=spec.search.fuse,
             on_avoid=lambda host: console.print(
                 f"[yellow]{host} gets no more trials: it failed {IN_A_ROW} in a row that others ran well[/]"
             ),

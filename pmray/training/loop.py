@@ -102,6 +102,18 @@ class Keeper(Protocol):
         ...
 
 
+class Together(Protocol):
+    """Takes the steps of a fit as one computation with those of others in this process; see ``training.fused``."""
+
+    def clock(self) -> float:
+        """Seconds that this process has spent on the fit."""
+        ...
+
+    def add_gradients(self, loop: Loop, rows: Rows) -> float:
+        """Add the gradients of a batch up, and return its mean loss; raises what ``Loop.add_gradients`` raises."""
+        ...
+
+
 def rungs_of(recipe: Recipe, rows: int, rungs: int, reduction: float) -> list[int]:
     """Examples after which a fit is evaluated: `rungs` early ones and the end.
 
@@ -128,6 +140,7 @@ def fit(
     name: str = "model",
     keeper: Keeper | None = None,
     micro_batch_tokens: int | None = None,
+    together: Together | None = None,
 ) -> Fitted:
     """Fine-tune a model and leave it with the weights of its best rung, in fp32.
 
@@ -150,13 +163,16 @@ def fit(
         name: The model's name in errors.
         keeper: Keeps states of the fit, and gives that of one that was interrupted.
         micro_batch_tokens: Tokens of one forward pass that were found to fit before; at most what the recipe says.
+        together: Computes gradients for several fits of this process; one worker only.
 
     Raises:
         Diverged: The loss became NaN or infinite, or ran away.
         OutOfMemory: Not even one row fits.
         TrialError: The recipe cannot be carried out with this model or on this device.
     """
-    loop = _Loop(model, task, recipe, train, targets, validation, validation_targets, metric, rungs, seed, name, keeper)
+    loop = Loop(
+        model, task, recipe, train, targets, validation, validation_targets, metric, rungs, seed, name, keeper, together
+    )
     loop.micro = min(loop.micro, micro_batch_tokens or loop.micro)
     return loop.run(report)
 
@@ -172,8 +188,8 @@ class _Best:
     task: Objective
 
 
-class _Loop:
-    """A fit under way."""
+class Loop:
+    """A fit under way; made by ``fit``."""
 
     def __init__(
         self,
@@ -189,6 +205,7 @@ class _Loop:
         seed: int,
         name: str,
         keeper: Keeper | None,
+        together: Together | None = None,
     ) -> None:
         self.rank, self.workers = place()
         self.device = device_here()
@@ -196,11 +213,12 @@ class _Loop:
         self.train, self.targets = train, targets
         self.validation, self.validation_targets = validation, validation_targets
         self.metric, self.waiting, self.budget, self.keeper = metric, list(rungs), rungs[-1], keeper
+        self.together, self.clock = together, together.clock if together else time.perf_counter
         self.sharded = sharding.is_sharded(model)
         model.to(self.device)
         self.precision = precision_of(recipe, self.device)
         # Sharded weights bring their own low precision; norms over a batch need fp32 sums.
-        self.low = self.precision == "bf16" and not self.sharded and not _has_batch_norm(model)
+        self.low = self.precision == "bf16" and not self.sharded and not has_batch_norm(model)
         self.frozen: dict[int, torch.Tensor] = {}
         """Weights that are not trained, as they were before they were rounded."""
         if self.low:
@@ -209,8 +227,9 @@ class _Loop:
             self.frozen = before
         self.chance = Chance()
         self.put_dropout_back = make_dropout_cheap(model, self.chance) if self.device.type == "cpu" else lambda: None
-        # A GPU has the whole table stepped sooner than its touched rows are found; several workers sum whole gradients.
-        alone = self.workers == 1 and not self.sharded and self.device.type == "cpu"
+        # A GPU has the whole table stepped sooner than its touched rows are found; several workers sum whole gradients,
+        # and several fits compute them.
+        alone = self.workers == 1 and not self.sharded and self.device.type == "cpu" and together is None
         self.optimizer = Optimizer(model, recipe, rows_alone=alone)
         self.options = loss_options(recipe, targets, len(task.labels), self.device)
         self.scale = 2.0**16 if self.precision == "fp16" else 1.0
@@ -230,11 +249,12 @@ class _Loop:
         self.resumed_at = 0
         self.before = 0.0
         """Seconds of an earlier process."""
-        self.started = self.kept = time.perf_counter()
+        self.started, self.kept = self.clock(), time.perf_counter()
         self.keeping = 0.0
         """Seconds that the latest state took to be kept."""
 
     def run(self, report: Callable[[Rung], None]) -> Fitted:
+        """Train to the last rung; see ``fit``."""
         with first_token_only(self.model):
             try:
                 return self._run(report)
@@ -270,7 +290,7 @@ class _Loop:
         return self._fitted()
 
     def _seconds(self) -> float:
-        return self.before + time.perf_counter() - self.started
+        return self.before + self.clock() - self.started
 
     def _train(self, rows: Rows) -> None:
         """One optimizer step."""
@@ -303,7 +323,7 @@ class _Loop:
             failed: OutOfMemory | None = None
             loss = 0.0
             try:
-                loss = self._accumulate(mine, len(rows))
+                loss = self.together.add_gradients(self, rows) if self.together else self.add_gradients(mine, len(rows))
             except OutOfMemory as error:
                 if self.sharded:
                     raise
@@ -328,38 +348,11 @@ class _Loop:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _accumulate(self, mine: Rows, batch_rows: int) -> float:
-        """Add the gradients of this worker's rows up, forward pass by forward pass; returns their share of the loss."""
-        here = (self.seed, self.step, self.rank)
-        random = np.random.default_rng(here) if self.recipe.augment else None
-        # All chance in a step hangs on its place, so that a fit that goes on later needs no generator's state.
-        self.chance.begin(*here)
-        torch.manual_seed(int(np.random.SeedSequence(here).generate_state(1)[0]))
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        for part, weight in self._parts(mine):
-            try:
-                encoded = self.train.rows(part)
-                batch = self._batch(self.task.collate(encoded, self.train.pad, random))
-                with self._arithmetic():
-                    logits = self.model(**batch).logits
-                losses = self.task.loss(logits, self.targets[part], encoded, self.options)
-                # Each worker's part of the mean over all rows; a row that only fills up counts for nothing.
-                loss = losses.sum() * (weight / batch_rows)
-                # Sharded gradients are averaged over the workers, others summed.
-                (loss * self.scale * (self.workers if self.sharded else 1)).backward()  # type: ignore[no-untyped-call]
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                lengths = self.train.lengths[part]
-                raise OutOfMemory(
-                    self.name, len(part), int(lengths.max()), str(self.device), memory_told(self.model, self.device)
-                ) from None
-            self.optimizer.collect()
-            total += loss.detach()
-        return float(total)
+    def add_gradients(self, mine: Rows, batch_rows: int) -> float:
+        """Add the gradients of this worker's rows of a batch up; returns their share of the loss."""
+        return add_gradients([self], lambda inputs: [self.model(**inputs).logits], mine, batch_rows)[0]
 
-    def _parts(self, mine: Rows) -> Iterable[tuple[Rows, float]]:
+    def parts(self, mine: Rows) -> Iterable[tuple[Rows, float]]:
         """Forward passes of this worker's rows, each with its weight."""
         parts = [(part, 1.0) for part in within_budget(mine, self.train.lengths, self.micro)]
         if self.sharded:
@@ -382,7 +375,7 @@ class _Loop:
     def _evaluate(self) -> None:
         while self.waiting and self.seen >= self.waiting[0]:
             examples = self.waiting.pop(0)
-        before = time.perf_counter()
+        before = self.clock()
         self.loss, self.losses = float(np.mean(self.losses)), []
         first = float(np.mean(self.first_losses))
         if len(self.first_losses) == FIRST_STEPS and self.loss > RISEN * first:
@@ -398,7 +391,7 @@ class _Loop:
             self.without_gain = 0
         else:
             self.without_gain += 1
-        self.evaluating += time.perf_counter() - before
+        self.evaluating += self.clock() - before
         self.curve.append(Rung(examples, score, self._seconds()))
 
     def _scored(self) -> tuple[NDArray[Any], Objective, float]:
@@ -512,11 +505,77 @@ class _Loop:
         self.frozen = {one: full[one] for one in self.frozen}
         self.optimizer.take(full)
 
-    def _batch(self, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def on_device(self, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Model inputs where the model is, in its precision."""
         return on_device(made, self.device, torch.bfloat16 if self.low else None)
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Of forward passes."""
         return nullcontext() if self.low else autocast(self.precision, self.device)
+
+
+def add_gradients(
+    loops: Sequence[Loop],
+    forward: Callable[[dict[str, torch.Tensor]], Sequence[torch.Tensor]],
+    mine: Rows,
+    batch_rows: int,
+    hand_out: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Add the gradients of a worker's rows of a batch up, forward pass by forward pass, in the optimizers.
+
+    Args:
+        loops: Whose gradients: one fit, or several that are alike and have come to the same step.
+        forward: Gives each one's logits for a batch of model inputs.
+        mine: The worker's rows.
+        batch_rows: Rows of the whole batch.
+        hand_out: Called after each backward pass: each model then has its gradients.
+
+    Returns:
+        The rows' share of each one's loss.
+
+    Raises:
+        OutOfMemory: A pass did not fit; the optimizers hold the gradients of those before it.
+    """
+    first = loops[0]
+    here = (first.seed, first.step, first.rank)
+    random = np.random.default_rng(here) if first.recipe.augment else None
+    # All chance in a step hangs on its place, so that a fit that goes on later needs no generator's state.
+    first.chance.begin(*here)
+    torch.manual_seed(int(np.random.SeedSequence(here).generate_state(1)[0]))
+    first.model.train()
+    totals = torch.zeros(len(loops), device=first.device)
+    for part, weight in first.parts(mine):
+        try:
+            encoded = first.train.rows(part)
+            inputs = first.on_device(first.task.collate(encoded, first.train.pad, random))
+            with first.arithmetic():
+                answers = forward(inputs)
+            # Each worker's part of the mean over all rows; a row that only fills up counts for nothing.
+            losses = [
+                one.task.loss(logits, one.targets[part], encoded, one.options).sum() * (weight / batch_rows)
+                for one, logits in zip(loops, answers, strict=True)
+            ]
+            # Sharded gradients are averaged over the workers, others summed.
+            scaled = [
+                loss * one.scale * (one.workers if one.sharded else 1) for one, loss in zip(loops, losses, strict=True)
+            ]
+            torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                first.name,
+                len(part),
+                int(first.train.lengths[part].max()),
+                str(first.device),
+                memory_told(first.model, first.device),
+            ) from None
+        hand_out()
+        for one in loops:
+            one.optimizer.collect()
+        totals += torch.stack([loss.detach() for loss in losses])
+    found: list[float] = totals.tolist()
+    return found
 
 
 def loss_options(recipe: Recipe, targets: NDArray[Any], labels: int, device: torch.device) -> LossOptions:
@@ -550,5 +609,6 @@ def _row_weights(recipe: Recipe, targets: NDArray[Any]) -> NDArray[np.float64] |
     return each
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model keeps running means of what it has seen."""
     return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in model.modules())

@@ -32,6 +32,7 @@ from pmray.scoring.ragged import flat, is_ragged, like, ragged
 from pmray.spec import Recipe, digest
 from pmray.tasks.base import Objective, Task
 from pmray.training import loop, sharding
+from pmray.training.fused import Member
 from pmray.training.hardware import device_here, place, precision_of
 from pmray.training.model import (
     Pretrained,
@@ -114,6 +115,7 @@ def carry_out(
     work: Work,
     report: Callable[[loop.Rung], None] = lambda rung: None,
     keeper: loop.Keeper | None = None,
+    together: Member | None = None,
 ) -> Facts:
     """Fine-tune as `work` says; a fit that was interrupted goes on from the state that was kept.
 
@@ -125,8 +127,10 @@ def carry_out(
         work: What to do.
         report: Called at every rung.
         keeper: Keeps states of the fit; by default a file in ``work.states``.
+        together: Takes its steps with those of others in this process.
     """
-    started = time.perf_counter()
+    clock = together.clock if together else time.perf_counter
+    started = clock()
     # Asked now: where a worker was lost, the others' process group may be taken from under them.
     alone = place()[1] == 1
     if keeper is None and work.states:
@@ -138,7 +142,7 @@ def carry_out(
         report(rung)
 
     try:
-        return _fit(work, remember, keeper, started)
+        return _fit(work, remember, keeper, together)
     except OutOfMemory as error:
         if work.shard and not alone:
             raise
@@ -156,7 +160,7 @@ def carry_out(
         score=max((score for _, score in curve), default=None),
         examples=curve[-1][0] if curve else 0,
         curve=tuple(curve),
-        seconds=time.perf_counter() - started,
+        seconds=clock() - started,
         measured={"host": socket.gethostname()},
         error=reason,
     )
@@ -191,7 +195,9 @@ def open_fit(work: Work) -> Opened:
     return Opened(task, train, targets, validation, validation_targets, model)
 
 
-def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | None, started: float) -> Facts:
+def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | None, together: Member | None) -> Facts:
+    clock = together.clock if together else time.perf_counter
+    started = clock()
     begin = open_fit(work)
     task, model, validation, validation_targets = begin.task, begin.model, begin.validation, begin.validation_targets
     labelled = "label" in task.columns
@@ -200,7 +206,7 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     if work.shard and place()[1] > 1:
         device = device_here()
         sharding.shard(model.to(device), low_precision=precision_of(work.recipe, device) == "bf16")
-    opened = time.perf_counter() - started
+    opened = clock() - started
     before = math.nan
     if work.run and not labelled:
         before = _held_out_score(work, task, model.to(device_here()))
@@ -221,8 +227,10 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         name=work.pretrained.name,
         keeper=keeper,
         micro_batch_tokens=known.get(room),
+        together=together,
     )
-    known.put(room, fitted.micro_batch_tokens, work.recipe.max_batch_tokens)
+    if together is None:
+        known.put(room, fitted.micro_batch_tokens, work.recipe.max_batch_tokens)
     model = without_adapters(model)
     measured: dict[str, Any] = {
         "host": socket.gethostname(),
@@ -238,6 +246,8 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
     }
     if labelled:
         measured["interval"] = _interval(work.metric, fitted, validation_targets)
+    if together is not None:
+        measured |= {"fused_steps": together.fused_steps, "fused_problem": together.problem}
     if problem := getattr(keeper, "problem", None):
         measured["state_problem"] = problem
     if work.run and labelled:
@@ -249,7 +259,7 @@ def _fit(work: Work, report: Callable[[loop.Rung], None], keeper: loop.Keeper | 
         score=fitted.score,
         examples=work.budget,
         curve=tuple((rung.examples, rung.score) for rung in fitted.curve),
-        seconds=time.perf_counter() - started,
+        seconds=clock() - started,
         measured=measured,
     )
 

@@ -6,6 +6,7 @@ from tests.bench import (
     encoding,
     fit,
     fleet,
+    fused,
     live,
     report,
     serve,
@@ -21,6 +22,7 @@ trial_overhead.main()
 encoding.main(rows=500_000)
 fit.main()
 utilisation.main()
+fused.main()
 report.main()
 live.main()
 fleet.main()

@@ -48,7 +48,7 @@ def prepare_worker() -> None:
     folder, share = Path(os.environ[FOLDER]), float(os.environ.get(SHARE, "0"))
     # Before anything else uses them: two processes at once would otherwise each take both cores.
     torch.set_num_threads(1)
-    train, accumulate, fit = loop._Loop._train, loop._Loop._accumulate, trial._fit
+    train, accumulate, fit = loop.Loop._train, loop.Loop.add_gradients, trial._fit
     state: dict[str, Any] = {"key": "", "fault": ""}
 
     def noted_fit(work: Any, *rest: Any) -> Any:
@@ -78,7 +78,7 @@ def prepare_worker() -> None:
             raise OutOfMemory(self.name, len(mine), 16, "cpu")
         return accumulate(self, mine, batch_rows)
 
-    loop._Loop._train, loop._Loop._accumulate, trial._fit = noted_train, noted_accumulate, noted_fit
+    loop.Loop._train, loop.Loop.add_gradients, trial._fit = noted_train, noted_accumulate, noted_fit
 
 
 def write_spec(folder: Path, **search: Any) -> Path:

@@ -22,10 +22,11 @@ from pmray.errors import ClusterError, NoVerdict
 from pmray.registry import find
 from pmray.selection.ledger import latest, read_ledger
 from pmray.serving.scorer import Scorer
+from pmray.spec import Recipe
 from pmray.stages import workflow
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
-from pmray.training.trial import read_predictions
+from pmray.training.trial import carry_out, read_predictions
 from tests.tiny import RECIPE, WORDS, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -226,15 +227,18 @@ def driver_of(keys, reduction=float("inf"), candidates=("bert",), leaders=None, 
     from pmray.distributed.tune import _News
     from pmray.selection.halving import Leaders
 
-    asked = iter([*(SimpleNamespace(number=number, key=key) for number, key in enumerate(keys)), None])
+    proposed = [
+        SimpleNamespace(number=number, key=key, candidate=candidates[number % len(candidates)])
+        for number, key in enumerate(keys)
+    ]
+    asked = iter([*proposed, None])
     search = SimpleNamespace(told=[], tell=lambda *told: search.told.append(told), among=[])
-    search.ask = lambda among=None: (search.among.append(among), next(asked, None))[1]
+    search.ask = lambda among=None, like=None: (search.among.append(among), next(asked, None))[1]
     search.learn = lambda tried: search.told.append((tried.candidate, tried.score))
 
     def make_work(proposal):
-        name = candidates[proposal.number % len(candidates)]
         recipe = "default" if proposal.number < len(candidates) else proposal.number
-        pretrained = SimpleNamespace(name=name)
+        pretrained = SimpleNamespace(name=proposal.candidate)
         return SimpleNamespace(key=proposal.key, pretrained=pretrained, rungs=rungs, budget=rungs[-1], recipe=recipe)
 
     proposals = Proposals(
@@ -251,18 +255,24 @@ def driver_of(keys, reduction=float("inf"), candidates=("bert",), leaders=None, 
     return search, proposals, news, ended
 
 
+def only(config):
+    """The one (work, goal) that a trial of Tune's is to carry out."""
+    (found,) = config["works"]
+    return found
+
+
 def test_a_trial_whose_worker_died_before_it_began_is_handed_out_again():
     from types import SimpleNamespace
 
     from ray.tune.search import Searcher
 
     search, proposals, news, ended = driver_of(["a work"])
-    work = proposals.suggest("first")["work"]
+    work = only(proposals.suggest("first"))[0]
     assert proposals.suggest("too early") is None
     for number in range(2):
         news.on_trial_error(0, [], SimpleNamespace(trial_id="first" if number == 0 else "again"))
         assert not ended
-        assert proposals.suggest("again")["work"] is work
+        assert only(proposals.suggest("again"))[0] is work
     # It never starts: so be it.
     news.on_trial_error(0, [], SimpleNamespace(trial_id="again"))
     assert [(facts.status, may_pass) for _, facts, may_pass in ended] == [("failed", True)]
@@ -288,13 +298,13 @@ def test_a_host_that_fails_what_others_run_gets_no_more_trials(monkeypatch):
     def run(name):
         config = proposals.suggest(name)
         host = "good" if "bad" in config["without"] else "bad"
-        trial = SimpleNamespace(trial_id=name, last_result={})
+        trial = SimpleNamespace(trial_id=name)
         news.on_trial_start(0, [], trial)
         news.on_trial_result(0, [], trial, {"host": Host(host, host)})
         facts = Facts(status="done", score=0.5)
         if host == "bad":
             facts = Facts(status="failed", error='  File "x.py"\nRuntimeError: the driver of this GPU is too old')
-        trial.last_result = {"facts": facts}
+        news.on_trial_result(0, [], trial, {"key": only(config)[0].key, "facts": facts})
         news.on_trial_complete(0, [], trial)
         return host
 
@@ -313,25 +323,27 @@ def end_part(news, name, status, curve):
     from pmray.distributed.tune import Host
     from pmray.training.trial import Facts
 
-    trial = SimpleNamespace(trial_id=name, last_result={})
+    trial = SimpleNamespace(trial_id=name)
+    (work,) = news.proposals.running_in(name)
     news.on_trial_start(0, [], trial)
     news.on_trial_result(0, [], trial, {"host": Host("n", "n")})
     examples, score = curve[-1] if curve else (0, None)
     error = None if curve else "loss is nan; use a lower lr"
-    trial.last_result = {"facts": Facts(status, score, examples, tuple(curve), 1.0, error=error)}
+    facts = Facts(status, score, examples, tuple(curve), 1.0, error=error)
+    news.on_trial_result(0, [], trial, {"key": work.key, "facts": facts})
     news.on_trial_complete(0, [], trial)
 
 
 def test_default_recipes_go_to_the_last_rung_and_those_that_lead_there_get_more():
     names = ("early", "late", "weak")
     search, proposals, news, _ = driver_of([*"abcde"], reduction=3, candidates=names, leaders=1, rungs=(10, 30, 90))
-    goals = [proposals.suggest(one)["goal"] for one in "abc"]
+    goals = [only(proposals.suggest(one))[1] for one in "abc"]
     assert goals == [30, 30, 30], "none waits before"
     assert proposals.suggest("d") is not None and search.among[-1] == set(names), "a free worker is not kept waiting"
     end_part(news, "a", "stopped", [(10, 0.9), (30, 0.9)])
     end_part(news, "b", "stopped", [(10, 0.1), (30, 0.95)])
     end_part(news, "c", "stopped", [(10, 0.5), (30, 0.6)])
-    assert proposals.suggest("e")["goal"] == 10
+    assert only(proposals.suggest("e"))[1] == 10
     assert search.among[-1] == {"late"}
 
 
@@ -345,15 +357,14 @@ def test_trials_wait_at_a_rung_until_all_have_arrived_and_the_best_go_on():
         end_part(news, name, status, [(examples, score)] if examples else [])
 
     for name, score in scores.items():
-        config = proposals.suggest(name)
-        assert config["goal"] == 10
+        assert only(proposals.suggest(name))[1] == 10
         if name == "d":
-            on = [proposals.suggest("again-b")]
+            on = [only(proposals.suggest("again-b"))]
             assert proposals.suggest("early") is None, "d is under way; whatever it brings, b goes on, and c may not"
         end(name, "stopped", 10, score)
     # Of equal scores both go on, and nothing else.
-    on.append(proposals.suggest("again-d"))
-    assert [(one["work"].key, one["goal"]) for one in on] == [("b", 30), ("d", 30)]
+    on.append(only(proposals.suggest("again-d")))
+    assert [(work.key, goal) for work, goal in on] == [("b", 30), ("d", 30)]
     assert proposals.suggest("none") is None
     end("again-b", "done", 30, 0.9)
     end("again-d", "failed", 0, None)
@@ -381,6 +392,74 @@ def test_a_fit_that_waited_gives_what_it_would_have_given(tmp_path):
     before = len(read_ledger(swept.folder / "ledger.jsonl"))
     pmray.sweep(pmray.spec_from({**spec, "name": "waits"}))
     assert len(read_ledger(swept.folder / "ledger.jsonl")) == before
+
+
+def test_fused_trials_whose_process_died_are_handed_out_alone_but_for_those_that_had_ended():
+    from types import SimpleNamespace
+
+    from pmray.distributed.proposals import Proposals
+    from pmray.distributed.tune import _News
+    from pmray.selection.halving import Leaders
+    from pmray.selection.search import Arm, Search
+    from pmray.spec import Choice, Log
+    from pmray.training.trial import Facts
+
+    space = {"lr": Log(log=(1e-5, 1e-3)), "batch_size": Choice(choice=[8, 16])}
+    arms = [Arm("a", Recipe(batch_size=8), space), Arm("b", Recipe(batch_size=8), space)]
+
+    def make_work(one):
+        key = f"{one.candidate} {one.recipe.batch_size} {one.recipe.lr:g}"
+        pretrained = SimpleNamespace(name=one.candidate)
+        return SimpleNamespace(key=key, pretrained=pretrained, rungs=(10, 30), budget=30, recipe=one.recipe)
+
+    proposals = Proposals(
+        Search(arms),
+        make_work,
+        trials=9,
+        enough=lambda: False,
+        reduction=3,
+        leaders=Leaders(2, 10, {arm.candidate: arm.default for arm in arms}),
+        fused={"a": 3, "b": 1},
+    )
+    ended = []
+    resources = dict.fromkeys("ab", pmray.Spec.model_fields["resources"].default)
+    news = _News(proposals, resources, lambda work: None, lambda work, rung: None, lambda *end: ended.append(end))
+    # The default of b comes before what goes with that of a.
+    handed = {name: proposals.suggest(name)["works"] for name in "xyz"}
+    assert [len(one) for one in handed.values()][:2] == [1, 1]
+    while len(handed["z"]) == 1:
+        handed["z"] = proposals.suggest("z")["works"]
+    mates = [work for work, _ in handed["z"]]
+    assert 2 <= len(mates) <= 3
+    assert {(work.pretrained.name, work.recipe.batch_size) for work in mates} == {("a", mates[0].recipe.batch_size)}
+    # One has ended when the process dies under the others.
+    trial = SimpleNamespace(trial_id="z")
+    news.on_trial_start(0, [], trial)
+    first, *others = mates
+    news.on_trial_result(0, [], trial, {"key": first.key, "facts": Facts("done", 0.5, 30, ((10, 0.4), (30, 0.5)))})
+    assert not ended
+    news.on_trial_error(0, [], trial)
+    assert [(work.key, facts.status) for work, facts, _ in ended] == [(first.key, "done")]
+    again = [only(proposals.suggest(f"again-{number}"))[0].key for number in range(len(others))]
+    assert sorted(again) == sorted(work.key for work in others)
+    assert len(ended) == 1
+
+
+def test_a_fused_sweep_finds_what_its_trials_find_alone(tmp_path):
+    spec = tiny_spec(tmp_path)
+    recipe = {**spec["candidates"][0]["recipe"], "head_only": True}
+    space = {"lr": {"choice": [1e-4, 1e-3, 1e-2]}}
+    spec["candidates"] = [{**spec["candidates"][0], "recipe": recipe, "space": space}]
+    spec["search"] |= {"trials": 4, "algorithm": "grid", "finalists": 1, "fuse": 3}
+    spec = pmray.spec_from(spec)
+    swept = [one for one in latest(pmray.sweep(spec).outcomes).values() if one.stage == "sweep"]
+    assert len(swept) == 4
+    assert sum(one.facts.get("fused_steps", 0) > 0 for one in swept) > 1, "those that went to their end"
+    prepared = prepare(spec, Console(file=StringIO()))
+    for one in swept:
+        alone = carry_out(prepared.work("sweep", one.candidate, Recipe(**one.recipe), spec.search.seed))
+        expected = dict(alone.curve)
+        assert one.curve and all(score == pytest.approx(expected[examples], abs=0.02) for examples, score in one.curve)
 
 
 def test_a_recipe_that_was_changed_since_is_tried_although_all_trials_are_used_up(swept):

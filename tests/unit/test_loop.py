@@ -95,7 +95,7 @@ def under_way(folder):
     def make(recipe=RECIPE, **options):
         setting = Setting(folder, **options)
         parts = (setting.train, setting.targets, setting.validation, setting.validation_targets)
-        return loop._Loop(setting.model, TASK, recipe, *parts, "f1_macro", [480], 0, "tiny", None)
+        return loop.Loop(setting.model, TASK, recipe, *parts, "f1_macro", [480], 0, "tiny", None)
 
     return make
 

@@ -134,7 +134,7 @@ def test_a_fit_that_stopped_getting_better_ends_early(folder, monkeypatch):
 
 def test_a_loss_that_runs_away_ends_the_fit(folder, monkeypatch):
     setting = Setting(folder)
-    fit = loop._Loop(
+    fit = loop.Loop(
         setting.model, setting.task, RECIPE, setting.train, setting.targets, setting.validation,
         setting.validation_targets, "f1_macro", [160, 480], 0, "tiny", None,
     )  # fmt: skip

@@ -208,3 +208,32 @@ def test_only_those_that_lead_get_recipes_beyond_the_first(algorithm):
     assert asked == ["a", "b", "c", "b", "b"]
     assert search.ask() is not None, "there is more for the others"
     assert search.ask([]) is None
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+def test_what_is_to_be_like_something_differs_in_rates_alone(algorithm):
+    space = {
+        "lr": Log(log=(1e-5, 1e-2)),
+        "batch_size": Choice(choice=[8, 16, 32]),
+        "dropout": Uniform(uniform=(0, 0.3)),
+    }
+    search = Search([Arm(name, Recipe(batch_size=8, dropout=0.1), space) for name in "ab"], algorithm=algorithm)
+    first = search.ask()
+    assert search.ask(like=first) is None, "the other default comes first"
+    search.ask()
+    one = search.ask()
+    others = [search.ask(like=one) for _ in range(3)]
+    assert {other.candidate for other in others} == {one.candidate}
+    assert {(other.recipe.batch_size, other.recipe.dropout) for other in others} == {
+        (one.recipe.batch_size, one.recipe.dropout)
+    }
+    assert len({other.recipe.lr for other in [one, *others]}) == 4
+    for place, other in enumerate([one, *others]):
+        search.tell(other.number, place / 10)
+    assert search.ask(leaders=["a" if one.candidate == "b" else "b"], like=one) is None
+
+
+def test_nothing_is_like_a_recipe_outside_the_space():
+    space = {"lr": Log(log=(1e-5, 1e-2)), "batch_size": Choice(choice=[8, 16])}
+    search = Search([Arm("a", Recipe(batch_size=64), space)])
+    assert search.ask(like=search.ask()) is None

@@ -98,14 +98,16 @@ class Member:
 
     def go_on(self) -> tuple[Loop, Rows] | None:
         """Let the fit run to its next step; None when it has ended."""
+        # An error holds on to what it was raised over.
+        answer, self.answer = self.answer, None
         self._since = time.perf_counter()
         try:
-            if isinstance(self.answer, Exception):
-                asked = self.coroutine.throw(self.answer)
-            elif self.answer is None:
+            if isinstance(answer, Exception):
+                asked = self.coroutine.throw(answer)
+            elif answer is None:
                 asked = self.coroutine.switch()
             else:
-                asked = self.coroutine.switch(self.answer)
+                asked = self.coroutine.switch(answer)
         finally:
             self.spend(time.perf_counter() - self._since)
             self._since = None
@@ -168,37 +170,44 @@ def _alike(asking: Sequence[Asking]) -> list[list[Asking]]:
 
 def _answer(group: Sequence[Asking], stacks: dict[tuple[int, ...], Stack], used: dict[tuple[int, ...], Stack]) -> None:
     """Find each member's loss, or what is raised in its place."""
-    loops = [loop for _, (loop, _) in group]
-    rows = group[0][1][1]
-    if len(group) > 1:
-        names = tuple(id(one) for one in loops)
-        began = time.perf_counter()
-        try:
-            stack = used[names] = stacks.get(names) or Stack([one.model for one in loops])
-            losses = add_gradients(loops, stack.logits, rows, len(rows), stack.hand_out)
-        except OutOfMemory as error:
-            # All take the same rows again in smaller passes, or one after the other.
-            failed, problem = (error, None) if error.rows > 1 else (None, str(error))
-        except Exception as error:  # noqa: BLE001  (what is wrong with a fit by itself shows again when it goes alone)
-            failed, problem = None, f"{type(error).__name__}: {error}"[:500]
-        else:
-            for (member, _), loss in zip(group, losses, strict=True):
-                member.answer = loss
-                member.fused_steps += 1
-                member.spend((time.perf_counter() - began) / len(group))
-            return
-        if failed is not None:
-            for member, _ in group:
-                member.answer = failed
-            return
-        used.pop(names, None)
-        for member, (loop, _) in group:
-            loop.optimizer.clear()
-            member.problem = problem
-    for member, (loop, _) in group:
+    if len(group) > 1 and _answer_as_one(group, stacks, used):
+        return
+    for member, (loop, rows) in group:
         began = time.perf_counter()
         try:
             member.answer = loop.add_gradients(rows, len(rows))
         except Exception as error:  # noqa: BLE001  (raised where the fit has asked)
             member.answer = error
         member.spend(time.perf_counter() - began)
+
+
+def _answer_as_one(
+    group: Sequence[Asking], stacks: dict[tuple[int, ...], Stack], used: dict[tuple[int, ...], Stack]
+) -> bool:
+    """Whether one computation has given all of them an answer; otherwise they have no gradients, and know why."""
+    loops = [loop for _, (loop, _) in group]
+    rows, names = group[0][1][1], tuple(id(one) for one in loops)
+    began = time.perf_counter()
+    try:
+        stack = used[names] = stacks.get(names) or Stack([one.model for one in loops])
+        losses = add_gradients(loops, stack.logits, rows, len(rows), stack.hand_out)
+    except OutOfMemory as error:
+        if error.rows > 1:
+            # All take the same rows again, in smaller passes.
+            for member, _ in group:
+                member.answer = error
+            return True
+        problem = str(error)
+    except Exception as error:  # noqa: BLE001  (what is wrong with a fit itself shows again when it goes alone)
+        problem = f"{type(error).__name__}: {error}"[:500]
+    else:
+        for (member, _), loss in zip(group, losses, strict=True):
+            member.answer = loss
+            member.fused_steps += 1
+            member.spend((time.perf_counter() - began) / len(group))
+        return True
+    used.pop(names, None)
+    for member, (loop, _) in group:
+        loop.optimizer.clear()
+        member.problem = problem
+    return False

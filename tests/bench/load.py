@@ -14,6 +14,9 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import urlparse
 
+KEY = "the-key-of-the-bench"
+"""Is sent along; who wants none does not look."""
+
 WARM_S = 2.0
 """Seconds at the start that are not counted."""
 
@@ -52,7 +55,10 @@ class Connection(asyncio.Protocol):
 async def load(url, path, bodies, connections, seconds, rate=None):
     """Statuses, requests per second and latency of those that were answered with 200."""
     at = urlparse(url)
-    head = f"POST {path} HTTP/1.1\r\nhost: {at.netloc}\r\ncontent-type: application/json\r\ncontent-length: "
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: {at.netloc}\r\nauthorization: Bearer {KEY}\r\n"
+        "content-type: application/json\r\ncontent-length: "
+    )
     requests = [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
     loop = asyncio.get_running_loop()
     began = time.perf_counter()

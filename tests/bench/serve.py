@@ -8,8 +8,10 @@ something even where neighbours take the cores.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory, mkdtemp
 
 import httpx
 import psutil
@@ -26,7 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 import pmray
+from pmray.bundle import open_bundle
+from pmray.registry import register
 from pmray.serving.haproxy import free_port
+from tests.bench.load import KEY
 
 SST2 = Path(os.environ.get("PMRAY_SHARED", "../shared")) / "data" / "text_classification" / "sst2" / "test.parquet"
 CONNECTIONS = 64
@@ -122,6 +127,7 @@ mlflow.transformers.save_model(
     pipeline("text-classification", model=sys.argv[1]), folder, task="text-classification",
     pip_requirements=["torch", "transformers"],
 )
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 os.execvp("mlflow", ["mlflow", "models", "serve", "-m", folder, "--env-manager", "local", "-p", sys.argv[2]])
 """
 
@@ -129,6 +135,24 @@ os.execvp("mlflow", ["mlflow", "models", "serve", "-m", folder, "--env-manager",
 def pmray_command(*options: str) -> Callable[[str, int], list[str]]:
     """The command line of pmray's endpoint."""
     return lambda folder, port: [sys.executable, "-m", "pmray", "serve", folder, "--port", str(port), *options]
+
+
+def with_all(*options: str) -> Callable[[str, int], list[str]]:
+    """The same with a key, and with a challenger that answers every row too, unseen."""
+
+    def command(folder: str, port: int) -> list[str]:
+        place = Path(mkdtemp(prefix="bench-serve-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        twin = Path(shutil.copytree(folder, place / "twin"))
+        settings = json.loads((twin / "pmray.json").read_text())
+        (twin / "pmray.json").write_text(json.dumps(settings | {"key": "twin"}))
+        uri = f"sqlite:///{place / 'registry.db'}"
+        for alias, one in (("champion", folder), ("challenger", str(twin))):
+            register(open_bundle(one), uri, metrics={}, params={}, alias=alias)
+        name = open_bundle(folder).name
+        return ["env", f"PMRAY_API_KEYS={KEY}", *pmray_command("--registry", uri, *options)(name, port)]
+
+    return command
 
 
 def script(text: str) -> Callable[[str, int], list[str]]:
@@ -159,11 +183,13 @@ WAYS = {
             "pmray, int8": (*TWO_CPUS, *INT8),
             "pmray, nothing kept": (*TWO_CPUS, "--set", "live={enabled: false}"),
             "pmray, two processes beside the one that speaks HTTP": TWO_PROCESSES,
-            "pmray, the same, int8": (*TWO_PROCESSES, *INT8),
+            "pmray, two processes beside it, int8": (*TWO_PROCESSES, *INT8),
             "pmray, two processes that do all": (*TWO_PROCESSES, "--set", "separate=false"),
             "pmray, two processes that do all, int8": (*TWO_PROCESSES, "--set", "separate=false", *INT8),
         }.items()
     },
+    "pmray, a key and a challenger": (with_all(*TWO_CPUS), "/v1/predict", as_rows),
+    "pmray, the same, int8": (with_all(*TWO_CPUS, *INT8), "/v1/predict", as_rows),
 }
 
 
@@ -176,7 +202,7 @@ def serving(command: list[str], port: int, path: str, body: bytes) -> Iterator[p
         until = time.monotonic() + 240
         while True:
             try:
-                headers = {"content-type": "application/json"}
+                headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
                 if httpx.post(f"http://127.0.0.1:{port}{path}", content=body, headers=headers, timeout=30).is_success:
                     break
             except httpx.HTTPError:
@@ -230,7 +256,7 @@ def load(port: int, path: str, bodies: Path, connections: int, seconds: float, r
 
 def fill_of(port: int) -> tuple[float, float]:
     """Batches, and the sum of their fill, so far."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"authorization": f"Bearer {KEY}"}).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("pmray_batch_fill_"))
     return float(values.get("pmray_batch_fill_count", 0)), float(values.get("pmray_batch_fill_sum", 0))
 

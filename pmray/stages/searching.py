@@ -79,6 +79,10 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
     known_trials = current_trials(prepared, run, kept)
     ended_trials = {one.key: one for one in known_trials}
     pause = _may_pause(prepared, len(kept), console)
+    fuse = spec.search.fuse
+    if fuse > 1 and spec.search.stop and spec.search.rungs and not pause:
+        console.print("[yellow]trials are not fused: they do not wait at rungs, and one could not be stopped alone[/]")
+        fuse = 1
     states = spec.location(run.states)
     population = (
         Population(spec.search.seed, lambda old, new: copy_state(states, old, new), run.discard_state)
@@ -166,7 +170,7 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
             over=lambda: over() is not None,
             pause=pause,
             population=population,
-            fuse=spec.search.fuse,
+            fuse=fuse,
             on_avoid=lambda host: console.print(
                 f"[yellow]{host} gets no more trials: it failed {IN_A_ROW} in a row that others ran well[/]"
             ),

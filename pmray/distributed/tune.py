@@ -181,6 +181,8 @@ class _Pausing:
     def __init__(self, states: StateFile) -> None:
         self.states = states
         self.reached = False
+        self.curve: tuple[tuple[int, float], ...] = ()
+        """(Examples, score) of all rungs so far, those before an interruption too."""
 
     @property
     def seconds(self) -> float:
@@ -204,6 +206,7 @@ class _Pausing:
         """Keep a state; the last one ends the fit."""
         self.states.save(state)
         if self.reached:
+            self.curve = tuple((examples, score) for examples, score, _ in state["curve"])
             self.states.settle()
             raise _Paused
 
@@ -213,12 +216,10 @@ def _until(work: Work, goal: int, report: Callable[[Rung], None], together: Memb
     if goal >= work.budget or work.states is None:
         return carry_out(work, report, together=together)
     keeper = _Pausing(open_state(work.states, work.key, writes=True, seconds=work.state_seconds))
-    curve: list[tuple[int, float]] = []
     clock = together.clock if together else time.perf_counter
     started = clock()
 
     def reached(rung: Rung) -> None:
-        curve.append((rung.examples, rung.score))
         report(rung)
         keeper.reached = rung.examples >= goal
 
@@ -227,9 +228,9 @@ def _until(work: Work, goal: int, report: Callable[[Rung], None], together: Memb
     except _Paused:
         return Facts(
             status="stopped",
-            score=max(score for _, score in curve),
-            examples=curve[-1][0],
-            curve=tuple(curve),
+            score=max(score for _, score in keeper.curve),
+            examples=keeper.curve[-1][0],
+            curve=keeper.curve,
             seconds=clock() - started,
             measured={"host": socket.gethostname(), **({"state_problem": keeper.problem} if keeper.problem else {})},
         )

@@ -394,6 +394,37 @@ def test_a_fit_that_waited_gives_what_it_would_have_given(tmp_path):
     assert len(read_ledger(swept.folder / "ledger.jsonl")) == before
 
 
+def test_a_trial_that_was_interrupted_on_its_way_to_a_later_rung_tells_its_whole_curve(tmp_path):
+    from dataclasses import replace
+
+    from pmray.distributed.tune import _until
+
+    class Killed(BaseException):
+        pass
+
+    spec, console = pmray.spec_from(tiny_spec(tmp_path)), Console(file=StringIO())
+    prepared = prepare(spec, console)
+    encode(prepared, capacity(), console)
+    work = prepared.work("sweep", "bert", prepared.arms["bert"].default, 0, states=tmp_path / "states")
+    # Steps take milliseconds here: a state after every one of them.
+    work = replace(work, state_seconds=1e-9)
+    rungs, goal = [], work.rungs[1]
+
+    def kill(rung):
+        rungs.append(rung.examples)
+        if rung.examples == goal:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _until(work, goal, kill, None)
+    rungs.clear()
+    facts = _until(work, goal, lambda rung: rungs.append(rung.examples), None)
+    assert rungs == [goal], "the first one was behind it"
+    assert (facts.status, [examples for examples, _ in facts.curve]) == ("stopped", list(work.rungs[:2]))
+    whole = carry_out(replace(work, states=None, key="whole"))
+    assert facts.curve == whole.curve[:2]
+
+
 def test_fused_trials_whose_process_died_are_handed_out_alone_but_for_those_that_had_ended():
     from types import SimpleNamespace
 

@@ -26,6 +26,7 @@ from pmray.spec import Recipe
 from pmray.stages import workflow
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
+from pmray.training import loop
 from pmray.training.trial import carry_out, read_predictions
 from tests.tiny import RECIPE, WORDS, tiny_image_model, tiny_images, tiny_model, tiny_spec, tiny_tagged, write_rows
 
@@ -394,7 +395,7 @@ def test_a_fit_that_waited_gives_what_it_would_have_given(tmp_path):
     assert len(read_ledger(swept.folder / "ledger.jsonl")) == before
 
 
-def test_a_trial_that_was_interrupted_on_its_way_to_a_later_rung_tells_its_whole_curve(tmp_path):
+def test_a_trial_that_was_interrupted_on_its_way_to_a_later_rung_tells_its_whole_curve(tmp_path, monkeypatch):
     from dataclasses import replace
 
     from pmray.distributed.tune import _until
@@ -406,8 +407,9 @@ def test_a_trial_that_was_interrupted_on_its_way_to_a_later_rung_tells_its_whole
     prepared = prepare(spec, console)
     encode(prepared, capacity(), console)
     work = prepared.work("sweep", "bert", prepared.arms["bert"].default, 0, states=tmp_path / "states")
-    # Steps take milliseconds here: a state after every one of them.
+    # A state after every step.
     work = replace(work, state_seconds=1e-9)
+    monkeypatch.setattr(loop, "KEEPING", 0.0)
     rungs, goal = [], work.rungs[1]
 
     def kill(rung):

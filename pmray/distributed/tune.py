@@ -146,9 +146,9 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
         # Said first: of a process that dies, nothing else tells where it was.
         tune.report({"host": Host(ray.get_runtime_context().get_node_id(), socket.gethostname())})
         if len(works) == 1:
-            _one(*works[0])
+            _run_work(*works[0])
         else:
-            run_together([partial(_one, *one) for one in works])
+            run_together([partial(_run_work, *one) for one in works])
         return
     trainer = TorchTrainer(
         _nested_worker,
@@ -165,7 +165,8 @@ def _trial(config: dict[str, Any], nested: Mapping[str, Resources], scratch: str
         tune.report(_facts_report(work, failure_of(error, demand)))
 
 
-def _one(work: Work, goal: int, together: Member | None = None) -> None:
+def _run_work(work: Work, goal: int, together: Member | None = None) -> None:
+    """Carry out a work in this process, alone or with others, and tell Tune what it gave."""
     facts = _until(work, goal, lambda rung: tune.report(_rung_report(work, rung)), together)
     return_memory()
     tune.report(_facts_report(work, facts))

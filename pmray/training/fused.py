@@ -1,26 +1,31 @@
-"""Several fits of one model in one process, whose steps are one computation.
+"""Several fits of one model in one process, whose steps and evaluations are one computation.
 
 Recipes that differ in rates, decay and the like alone see the same rows in the same order, with the same dropout. So
 one forward and one backward pass serve all of them, over stacked weights (``torch.func``; Wang et al. 2021,
 "Horizontally Fused Training Array"); weights that none of them trains are there once, and what comes before the first
 trained one is computed once for all. Everything else stays each fit's own: loss, optimizer, rungs, states, its end. A
-fit is a coroutine here (greenlet), which waits in each step until all others that are under way have come to one.
+fit is a coroutine here (greenlet), which waits in each step, and before each evaluation, until the others have come to
+the same one; those that are furthest behind go first.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from greenlet import greenlet
+from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
 from pmray.data.batches import Rows
 from pmray.errors import OutOfMemory
 from pmray.training.loop import Loop, add_gradients, has_batch_norm
+from pmray.training.prediction import map_rows
 
 
 class Stack:
@@ -74,7 +79,7 @@ class Stack:
 
 
 class Member:
-    """One of the fits; what its loop asks for gradients and for the time."""
+    """One of the fits; what its loop asks for gradients, for scores and for the time."""
 
     def __init__(self, job: Callable[[Member], None]) -> None:
         self.coroutine = greenlet(lambda: job(self))
@@ -82,7 +87,7 @@ class Member:
         """Taken with others."""
         self.problem: str | None = None
         """Why steps are not taken with others any more, or None."""
-        self.answer: float | Exception | None = None
+        self.answer: float | NDArray[Any] | Exception | None = None
         self._spent = 0.0
         self._since: float | None = None
 
@@ -92,12 +97,20 @@ class Member:
 
     def add_gradients(self, loop: Loop, rows: Rows) -> float:
         """Wait for the others, and return the mean loss of a batch; raises what ``Loop.add_gradients`` raises."""
-        assert self.coroutine.parent is not None
-        found: float = self.coroutine.parent.switch((loop, rows))
+        found: float = self._wait(loop, rows)
         return found
 
-    def go_on(self) -> tuple[Loop, Rows] | None:
-        """Let the fit run to its next step; None when it has ended."""
+    def scores(self, loop: Loop) -> NDArray[Any]:
+        """Wait for the others, and return what ``Loop.scores`` returns; raises what it raises."""
+        found: NDArray[Any] = self._wait(loop, None)
+        return found
+
+    def _wait(self, loop: Loop, rows: Rows | None) -> Any:
+        assert self.coroutine.parent is not None
+        return self.coroutine.parent.switch((loop, rows))
+
+    def go_on(self) -> tuple[Loop, Rows | None] | None:
+        """Let the fit run to where it waits next, for gradients of rows or for scores; None when it has ended."""
         # An error holds on to what it was raised over.
         answer, self.answer = self.answer, None
         self._since = time.perf_counter()
@@ -129,15 +142,20 @@ def run_together(jobs: Sequence[Callable[[Member], None]]) -> None:
     """
     members = [Member(job) for job in jobs]
     stacks: dict[tuple[int, ...], Stack] = {}
+    waiting: list[Asking] = []
+    going = members
     try:
-        while members:
-            asking = [(one, asked) for one in members if (asked := one.go_on()) is not None]
-            members = [one for one, _ in asking]
+        while going or waiting:
+            waiting += [(one, asked) for one in going if (asked := one.go_on()) is not None]
+            behind = min(map(_place, waiting), default=None)
+            now = [one for one in waiting if _place(one) == behind]
+            waiting = [one for one in waiting if _place(one) != behind]
             used: dict[tuple[int, ...], Stack] = {}
-            for group in _alike(asking):
+            for group in _alike(now):
                 _answer(group, stacks, used)
             # Of those that are not whole any more the weights would stay in memory.
             stacks = used
+            going = [member for member, _ in now]
     finally:
         for one in members:
             if not one.coroutine.dead:
@@ -145,11 +163,18 @@ def run_together(jobs: Sequence[Callable[[Member], None]]) -> None:
                 one.coroutine.throw()
 
 
-Asking = tuple[Member, tuple[Loop, Rows]]
+Asking = tuple[Member, tuple[Loop, Rows | None]]
+"""Who waits, and for what: gradients of rows, or scores of the validation rows."""
+
+
+def _place(asking: Asking) -> tuple[int, bool]:
+    """How far a fit has come: optimizer steps, and whether it has been scored since or need not be."""
+    _, (loop, rows) = asking
+    return loop.step, rows is not None
 
 
 def _alike(asking: Sequence[Asking]) -> list[list[Asking]]:
-    """Those that have come to the same step and rows, together: an interrupted fit may have gone on from another."""
+    """Those that wait for the same, together."""
     groups: list[list[Asking]] = []
     for one in asking:
         member, (loop, rows) = one
@@ -158,8 +183,8 @@ def _alike(asking: Sequence[Asking]) -> list[list[Asking]]:
             if (
                 member.problem is None
                 and other.problem is None
-                and (loop.step, loop.micro) == (first.step, first.micro)
-                and np.array_equal(rows, others)
+                and loop.micro == first.micro
+                and (rows is None or others is None or np.array_equal(rows, others))
             ):
                 group.append(one)
                 break
@@ -169,13 +194,13 @@ def _alike(asking: Sequence[Asking]) -> list[list[Asking]]:
 
 
 def _answer(group: Sequence[Asking], stacks: dict[tuple[int, ...], Stack], used: dict[tuple[int, ...], Stack]) -> None:
-    """Find each member's loss, or what is raised in its place."""
+    """Find each member's loss or scores, or what is raised in their place."""
     if len(group) > 1 and _answer_as_one(group, stacks, used):
         return
     for member, (loop, rows) in group:
         began = time.perf_counter()
         try:
-            member.answer = loop.add_gradients(rows, len(rows))
+            member.answer = loop.scores() if rows is None else loop.add_gradients(rows, len(rows))
         except Exception as error:  # noqa: BLE001  (raised where the fit has asked)
             member.answer = error
         member.spend(time.perf_counter() - began)
@@ -190,7 +215,7 @@ def _answer_as_one(
     began = time.perf_counter()
     try:
         stack = used[names] = stacks.get(names) or Stack([one.model for one in loops])
-        losses = add_gradients(loops, stack.logits, rows, len(rows), stack.hand_out)
+        answers = _computed(loops, rows, stack)
     except OutOfMemory as error:
         if error.rows > 1:
             # All take the same rows again, in smaller passes.
@@ -201,9 +226,9 @@ def _answer_as_one(
     except Exception as error:  # noqa: BLE001  (what is wrong with a fit itself shows again when it goes alone)
         problem = f"{type(error).__name__}: {error}"[:500]
     else:
-        for (member, _), loss in zip(group, losses, strict=True):
-            member.answer = loss
-            member.fused_steps += 1
+        for (member, _), answer in zip(group, answers, strict=True):
+            member.answer = answer
+            member.fused_steps += rows is not None
             member.spend((time.perf_counter() - began) / len(group))
         return True
     used.pop(names, None)
@@ -211,3 +236,17 @@ def _answer_as_one(
         loop.optimizer.clear()
         member.problem = problem
     return False
+
+
+def _computed(loops: Sequence[Loop], rows: Rows | None, stack: Stack) -> Sequence[float | NDArray[Any]]:
+    """Each fit's loss over rows, with the gradients in its optimizer, or its score vectors of the validation rows."""
+    if rows is not None:
+        return add_gradients(loops, stack.logits, rows, len(rows), stack.hand_out)
+    first = loops[0]
+
+    def predict(model: nn.Module, batch: dict[str, torch.Tensor], encoded: pa.Table) -> NDArray[Any]:
+        return np.stack([first.task.predict(logits, encoded) for logits in stack.logits(batch)], axis=1)
+
+    positions = np.arange(len(first.validation))
+    found = map_rows(first.model, first.task, first.validation, positions, predict, first.recipe)
+    return [found[:, place] for place in range(len(loops))]

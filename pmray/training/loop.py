@@ -103,7 +103,7 @@ class Keeper(Protocol):
 
 
 class Together(Protocol):
-    """Takes the steps of a fit as one computation with those of others in this process; see ``training.fused``."""
+    """Makes a fit's steps and evaluations one computation with those of others in this process; ``training.fused``."""
 
     def clock(self) -> float:
         """Seconds that this process has spent on the fit."""
@@ -111,6 +111,10 @@ class Together(Protocol):
 
     def add_gradients(self, loop: Loop, rows: Rows) -> float:
         """Add the gradients of a batch up, and return its mean loss; raises what ``Loop.add_gradients`` raises."""
+        ...
+
+    def scores(self, loop: Loop) -> NDArray[Any]:
+        """Score vectors of the validation rows; raises what ``Loop.scores`` raises."""
         ...
 
 
@@ -163,7 +167,7 @@ def fit(
         name: The model's name in errors.
         keeper: Keeps states of the fit, and gives that of one that was interrupted.
         micro_batch_tokens: Tokens of one forward pass that were found to fit before; at most what the recipe says.
-        together: Computes gradients for several fits of this process; one worker only.
+        together: Computes gradients and scores for several fits of this process; one worker only.
 
     Raises:
         Diverged: The loss became NaN or infinite, or ran away.
@@ -384,7 +388,7 @@ class Loop:
             )
         self._share_buffers()
         self.optimizer.flush()
-        scores, tuned, score = self._scored()
+        scores, tuned, score = self._scored(self.together.scores(self) if self.together else self.scores())
         if self.best is None or score > self.best.score:
             # The last rung needs no copy: the model itself holds its weights.
             self.best = _Best(score, self._weights() if self.waiting else None, scores, tuned)
@@ -394,8 +398,11 @@ class Loop:
         self.evaluating += self.clock() - before
         self.curve.append(Rung(examples, score, self._seconds()))
 
-    def _scored(self) -> tuple[NDArray[Any], Objective, float]:
-        scores = predict(self.model, self.task, self.validation, self.recipe)
+    def scores(self) -> NDArray[Any]:
+        """Score vectors of the validation rows; see ``predict``."""
+        return predict(self.model, self.task, self.validation, self.recipe)
+
+    def _scored(self, scores: NDArray[Any]) -> tuple[NDArray[Any], Objective, float]:
         tuned = self.task.tuned(scores, self.validation_targets, self.metric)
         outcomes = tuned.outcome(scores, self.validation_targets)
         return scores, tuned, float(self.task.score(self.metric, outcomes, np.ones((1, len(outcomes))))[0])

@@ -4,15 +4,23 @@ import dataclasses
 import time
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from pmray.data.encode import encode_table
 from pmray.errors import Diverged, OutOfMemory, TrialError
-from pmray.spec import Recipe
+from pmray.spec import Candidate, Recipe
 from pmray.training import fused, loop
 from pmray.training.fused import run_together
+from pmray.training.model import locate, open_model
+from pmray.training.state import StateFile
 from pmray.training.trial import carry_out
+from tests.tiny import tiny_tagged
 from tests.unit.test_loop import Setting
+from tests.unit.test_resume import AtStep, Killed
+from tests.unit.test_tokens_task import TASK as TAGS
 from tests.unit.test_trial import work  # noqa: F401  (a fixture)
 
 RATES = (3e-3, 1e-3, 1e-4)
@@ -54,11 +62,14 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "kind", [{}, {"head_only": True}, {"freeze_layers": 1}, {"lora_rank": 2}, {"precision": "bf16"}]
 )
-def test_each_fit_gives_what_it_gives_alone(folder, kind):
+def test_each_fit_gives_what_it_gives_alone(folder, kind, monkeypatch):
     if "lora_rank" in kind:
         pytest.importorskip("peft", reason="peft is not installed")
     each = recipes(**kind)
-    found, members = together(folder, each)
+    with monkeypatch.context() as patched:
+        # Scores come from one computation too.
+        patched.setattr(loop, "predict", None)
+        found, members = together(folder, each)
     assert all((one.problem, one.fused_steps) == (None, 16) for one in members)
     near = 2e-2 if "precision" in kind else 1e-3
     for recipe, (fitted, weights) in zip(each, found, strict=True):
@@ -66,6 +77,7 @@ def test_each_fit_gives_what_it_gives_alone(folder, kind):
         assert fitted.loss == pytest.approx(single.loss, rel=near)
         assert [rung.score for rung in fitted.curve] == pytest.approx([rung.score for rung in single.curve], abs=0.04)
         assert max(float((weights[name] - expected[name]).abs().max()) for name in weights) < near
+        assert fitted.validation == pytest.approx(single.validation, abs=near)
     assert found[0][0].loss < found[2][0].loss
 
 
@@ -92,6 +104,18 @@ def test_fits_of_unequal_length_take_the_steps_that_they_share(folder):
     assert [one.fused_steps for one in members] == [8, 8]
     single, _ = alone(folder, each[0])
     assert found[0][0].loss == pytest.approx(single.loss, rel=1e-3)
+
+
+def test_fits_that_go_on_from_different_steps_go_on_together_from_the_furthest(folder, tmp_path):
+    each = recipes()
+    for place, step in ((0, 3), (1, 11)):
+        with pytest.raises(Killed):
+            Setting(folder, recipe=each[place]).fit(each[place], keeper=AtStep(tmp_path / str(place), step, later=1))
+    found, members = together(folder, each, lambda place: {"keeper": StateFile(tmp_path / str(place))})
+    assert [fitted.resumed_at > 0 for fitted, _ in found] == [True, True, False]
+    assert [one.fused_steps for one in members] == [13, 5, 13]
+    for recipe, (fitted, _) in zip(each, found, strict=True):
+        assert fitted.loss == pytest.approx(alone(folder, recipe)[0].loss, rel=1e-3)
 
 
 def test_a_fit_that_diverges_ends_alone(folder):
@@ -140,6 +164,31 @@ def test_a_model_whose_steps_cannot_be_fused_is_trained_all_the_same(folder, mon
     single, _ = alone(folder, each[1])
     assert found[1][0].loss == pytest.approx(single.loss, rel=1e-3)
     assert [one.problem for one in members] == ["RuntimeError: vmap: no data-dependent flow"] * 3
+
+
+def test_taggers_are_scored_together_though_rows_have_different_numbers_of_words(folder):
+    processor = TAGS.processor(str(folder))
+    tables = [pa.Table.from_pylist(tiny_tagged(count, seed)) for seed, count in enumerate((64, 21))]
+    train, validation = (encode_table(TAGS, one, processor, 16) for one in tables)
+    targets, validation_targets = map(TAGS.targets, tables)
+    each = recipes(dropout=0.0)
+    found = {}
+
+    def fit(place, member=None):
+        torch.manual_seed(0)
+        model = open_model(locate(Candidate(model=str(folder))), TAGS, pad=train.pad, recipe=each[place])
+        found[place, member is None] = loop.fit(
+            model, TAGS, each[place], train, targets, validation, validation_targets,
+            metric="span_f1", rungs=[64, 128], seed=0, together=member,
+        )  # fmt: skip
+        assert member is None or (member.problem, member.fused_steps) == (None, 8)
+
+    run_together([partial(fit, place) for place in range(3)])
+    for place in range(3):
+        fit(place)
+        fused, single = found[place, False], found[place, True]
+        assert [len(row) for row in fused.validation] == [len(row) for row in single.validation]
+        assert np.concatenate(fused.validation) == pytest.approx(np.concatenate(single.validation), abs=1e-3)
 
 
 def test_models_that_differ_in_what_is_not_trained_are_not_fused(folder):

@@ -1,7 +1,7 @@
 """Brute force, recorded: every candidate with every recipe, to its end, on several data sets.
 
-``python -m tests.bench.curves [SECONDS [DATA_SET...]]`` goes on where it stopped, for at most so long. For each data
-set, and for each repetition with other seeds, it writes a ledger into ``fits/`` beside this file: of each fit the
+``python -m tests.bench.curves [DATA_SET...]`` goes on where it was interrupted. For each data set, and for each
+repetition with other seeds, it writes a ledger into ``fits/`` beside this file: of each fit the
 validation score after every so many examples, the score on the test rows, and what it took. ``tests.bench.sweep`` plays
 ways of choosing on them, so that none needs training of its own, and so does ``pmray replay tests/bench/fits/*.jsonl``.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +38,12 @@ SHARED = Path(os.environ.get("PMRAY_SHARED", "../shared"))
 RECORD = Path(__file__).parent / "fits"
 DATA_SETS = ("sst2", "trec6", "sms_spam", "ag_news", "imdb")
 ROWS = {"train": 600, "validation": 300, "test": 1000}
-RECIPES = 4
+RECIPES = 8
 """Of each candidate: the default one, and random ones from its space."""
 REPETITIONS = 3
 """Of all fits, with other seeds."""
+BLOCK = 4
+"""Recipes whose seeds are neighbours: so many were recorded at first, and the seeds of those stay what they were."""
 SHARES = (1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of a whole fit, after which it is scored: rungs of any reduction from 1.5 to 9."""
 
@@ -79,13 +80,18 @@ def spec_of(name: str, storage: Path, rows: Mapping[str, int] = ROWS, **changes:
     return spec_from({**spec, **changes})
 
 
-def works_of(prepared: Prepared, number: int, repetition: int, folder: Path) -> Iterator[Work]:
-    """Fits of all candidates with their recipe of that number."""
-    for place, (name, arm) in enumerate(prepared.arms.items()):
-        search = Search([arm], algorithm="random", seed=100 * place)
-        recipe = [search.ask() for _ in range(number + 1)][-1].recipe
-        work = prepared.work("final", name, recipe, number + RECIPES * repetition, folder)
-        yield replace(work, rungs=(*(round(share * work.budget) for share in SHARES), work.budget))
+def works_of(prepared: Prepared, repetition: int, folder: Path) -> Iterator[Work]:
+    """Fits of all candidates, first those with the default recipes."""
+    searches = {
+        name: Search([arm], algorithm="random", seed=100 * place)
+        for place, (name, arm) in enumerate(prepared.arms.items())
+    }
+    for number in range(RECIPES):
+        block, place = divmod(number, BLOCK)
+        for name, search in searches.items():
+            seed = place + BLOCK * (repetition + REPETITIONS * block)
+            work = prepared.work("final", name, search.ask().recipe, seed, folder)
+            yield replace(work, rungs=(*(round(share * work.budget) for share in SHARES), work.budget))
 
 
 def rank(prepared: Prepared) -> dict[str, dict[str, Any]]:
@@ -110,15 +116,17 @@ def rank(prepared: Prepared) -> dict[str, dict[str, Any]]:
     return found
 
 
-def record(name: str, number: int, repetition: int, storage: Path, until: float, console: Console) -> bool:
-    """Carry out fits of a data set that are not recorded yet; False where time ran out before all were."""
+def record(name: str, repetition: int, storage: Path, console: Console) -> None:
+    """Carry out fits of a data set that are not recorded yet."""
     spec = spec_of(name, storage)
     known = {one.key for one in read(name, repetition)}
     prepared = prepare(spec, console)
     truth = prepared.task.targets(pq.read_table(spec.data.test))
-    left = [work for work in works_of(prepared, number, repetition, spec.folder) if work.key not in known]
-    if not left or time.monotonic() > until:
-        return not left
+    works = list(works_of(prepared, repetition, spec.folder))
+    defaults = {work.key for work in works[: len(prepared.arms)]}
+    left = [work for work in works if work.key not in known]
+    if not left:
+        return
     with connected() as cluster:
         encode(prepared, cluster, console)
 
@@ -130,14 +138,13 @@ def record(name: str, number: int, repetition: int, storage: Path, until: float,
             if facts.status == "done":
                 _, scores = read_predictions(predictions_folder(spec.folder, work.key) / "test.parquet")
                 told["test"] = f1_score(truth, scores.argmax(1), average="macro")
-            told["default"] = number == 0
+            told["default"] = work.key in defaults
             Ledger(file_of(name, repetition)).append(replace(outcome, facts=told))
             shutil.rmtree(work.checkpoint, ignore_errors=True)
             console.print(f"{name}: {work.pretrained.name} {facts.status} {facts.score} {facts.seconds:.0f} s")
 
         resources = {work.key: spec.resources for work in left}
         fit_all(left, resources, at_a_time=2, scratch=spec.folder / ".ray", on_rung=lambda *_: None, on_end=ended)
-    return True
 
 
 def file_of(name: str, repetition: int) -> Path:
@@ -151,18 +158,13 @@ def read(name: str, repetition: int = 0) -> list[Outcome]:
     return [one for one in read_ledger(file) if one.status == "done"] if file.is_file() else []
 
 
-def main(seconds: str = "3600", *names: str) -> None:
-    """Record until the time is over."""
-    storage = Path(gettempdir()) / "pmray-bench"
-    until, console = time.monotonic() + float(seconds), Console(stderr=True, highlight=False)
-    rounds = [
-        (name, number, repetition)
-        for repetition in range(REPETITIONS)
-        for name in names or DATA_SETS
-        for number in range(RECIPES)
-    ]
-    left = [one for one in rounds if not record(*one, storage, until, console)]
-    console.print("all fits are recorded" if not left else "time is over; the same command goes on")
+def main(*names: str) -> None:
+    """Record what is not recorded yet."""
+    storage, console = Path(gettempdir()) / "pmray-bench", Console(stderr=True, highlight=False)
+    for repetition in range(REPETITIONS):
+        for name in names or DATA_SETS:
+            record(name, repetition, storage, console)
+    console.print("all fits are recorded")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ in Ray Tune, with the same recipes on the same rows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -25,13 +26,17 @@ from pmray.selection.halving import Reached, leading, weighed_at
 from pmray.selection.ledger import Outcome
 from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
+from pmray.spec import Search
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
-from tests.bench.curves import DATA_SETS, RECIPES, REPETITIONS, ROWS, SHARES, rank, read, spec_of
+from tests.bench.curves import DATA_SETS, REPETITIONS, ROWS, SHARES, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 
 ORDERS = 300
 """Orders in which recipes are proposed; the same for all ways."""
+
+RUNGS = (1 / 4, 1 / 3, 2 / 3)
+"""Shares of a whole fit, at which trials are compared: of those that are recorded, the nearest to pmray's own."""
 
 NOTES = Console(stderr=True, highlight=False)
 
@@ -134,59 +139,84 @@ def ranking(name: str, storage: Path) -> tuple[list[Any], float]:
     return ranked, sum(one["rank_seconds"] for one in found.values())
 
 
+@dataclass(frozen=True)
+class Simulated:
+    """What a way finds over many orders, beside brute force."""
+
+    seconds: float
+    """Of brute force's, the ranking included."""
+    examples: float
+    test: float
+    regret: float
+    """Points of test F1."""
+    worst: float
+    near: float
+    """Share of the orders in which it is at most half a point."""
+
+
 def simulate(storage: Path) -> None:
-    """Regret and compute of ways of choosing, on recorded fits."""
+    """Regret and compute of ways of choosing, on recorded fits: of each recording, and the mean."""
     console = Console(width=140)
+    every: dict[str, list[Simulated]] = {}
     for name in DATA_SETS:
         ranked, rank_seconds = ranking(name, storage)
+        kept = [one.candidate for one in ranked if one.kept]
         for repetition in range(REPETITIONS):
-            if len(fits := read(name, repetition)) == RECIPES * len(ranked):
-                console.print(_simulated(f"{name}, seeds {repetition}", fits, ranked, rank_seconds))
+            fits = read(name, repetition)
+            if len(set(Counter(one.candidate for one in fits).values())) != 1:
+                continue
+            found = {
+                way: _simulated(fits, play, rank_seconds if way.startswith("rank") else 0.0)
+                for way, play in _ways([one.candidate for one in ranked], kept).items()
+            }
+            title = (
+                f"{name}, seeds {repetition}: {len(fits)} fits of {len(ranked)} candidates, "
+                f"{brute_force(fits).seconds:.0f} s; the ranking ({rank_seconds:.0f} s) keeps {', '.join(kept)}"
+            )
+            console.print(_table(title, found))
+            for way, one in found.items():
+                every.setdefault(way, []).append(one)
+    means = {way: Simulated(*np.mean([astuple(one) for one in each], axis=0)) for way, each in every.items()}
+    console.print(_table(f"mean of {max(map(len, every.values()))} recordings", means))
 
 
-def _simulated(title: str, fits: Fits, ranked: Sequence[Any], rank_seconds: float) -> Table:
-    """All ways of choosing on these fits."""
-    everybody = [one.candidate for one in ranked]
-    kept = [one.candidate for one in ranked if one.kept]
+def _ways(everybody: Sequence[str], kept: Sequence[str]) -> dict[str, Callable[[Fits, Sequence[int]], Choice]]:
+    """Ways of choosing; those whose name begins with "rank" know what the ranking kept."""
     ways: dict[str, Callable[[Fits, Sequence[int]], Choice]] = {"brute force": lambda fits, order: brute_force(fits)}
-    early, late, more = (1 / 9, 1 / 3), (1 / 4, 1 / 3), (1 / 4, 1 / 3, 2 / 3)
     for who, names in (("", everybody), ("rank, ", kept)):
-        for rule, pause in (("stopping", False), ("waiting", True)):
-            for shares in (early, late, more):
-                ways[f"{who}{rule} at {_at(shares)}"] = funnel(names, shares, pause=pause)
-    for shares in (late, more):
-        for reduction in (3, 4):
-            for leaders in (1, 2, 3):
-                way = f"rank, waiting at {_at(shares)}, 1/{reduction} goes on, {leaders} leaders"
-                ways[way] = funnel(kept, shares, reduction=reduction, leaders=leaders)
+        ways[f"{who}stopping"] = funnel(names, RUNGS, pause=False)
+        ways[f"{who}waiting"] = funnel(names, RUNGS)
+    for trials in (12, 14, Search().trials, None):
+        for leaders in (1, 2, 3):
+            way = f"rank, waiting, {leaders} leader(s), {trials or 'all'} trials"
+            ways[way] = funnel(kept, RUNGS, leaders=leaders, trials=trials)
+    return ways
+
+
+def _simulated(fits: Fits, play: Callable[[Fits, Sequence[int]], Choice], extra: float) -> Simulated:
+    """Choose in many orders."""
     random = np.random.default_rng(0)
-    orders = [random.permutation(len(fits)) for _ in range(ORDERS)]
+    found = [play(fits, random.permutation(len(fits))) for _ in range(ORDERS)]
     whole = brute_force(fits)
-    table = Table(
-        title=f"{title}: {len(fits)} fits of {len(everybody)} candidates, {whole.seconds:.0f} s of training; the "
-        f"ranking ({rank_seconds:.0f} s, counted) keeps {', '.join(kept)}",
-        title_justify="left",
+    regrets = [100 * (whole.test - one.test) for one in found]
+    return Simulated(
+        float(np.mean([one.seconds for one in found]) + extra) / whole.seconds,
+        float(np.mean([one.examples for one in found])) / whole.examples,
+        float(np.mean([one.test for one in found])),
+        float(np.mean(regrets)),
+        max(regrets),
+        float(np.mean([one <= 0.5 for one in regrets])),
     )
+
+
+def _table(title: str, found: Mapping[str, Simulated]) -> Table:
+    table = Table(title=title, title_justify="left")
     for heading in ("way", "time", "examples", "test F1", "regret", "worst", "within 0.5 points"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
-    for way, play in ways.items():
-        found = [play(fits, order) for order in orders]
-        regrets = [100 * (whole.test - one.test) for one in found]
-        extra = rank_seconds if way.startswith("rank") else 0.0
-        table.add_row(
-            way,
-            f"{(np.mean([one.seconds for one in found]) + extra) / whole.seconds:.0%}",
-            f"{np.mean([one.examples for one in found]) / whole.examples:.0%}",
-            f"{np.mean([one.test for one in found]):.3f}",
-            f"{np.mean(regrets):+.2f}",
-            f"{max(regrets):+.2f}",
-            f"{np.mean([one <= 0.5 for one in regrets]):.0%}",
-        )
+    for way, one in found.items():
+        cells = (f"{one.test:.3f}", f"{one.regret:+.2f}", f"{one.worst:+.2f}", f"{one.near:.0%}")
+        table.add_row(way, f"{one.seconds:.0%}", f"{one.examples:.0%}", *cells)
     return table
-
-
-def _at(shares: Sequence[float]) -> str:
-    return ", ".join(f"{share:.0%}" for share in shares)
 
 
 def main(*what: str) -> None:

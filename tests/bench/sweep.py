@@ -1,7 +1,8 @@
-"""The sweep against other ways to choose: ``python -m tests.bench.sweep [simulate|rank|peers]``.
+"""The sweep against other ways to choose: ``python -m tests.bench.sweep [simulate|measure|rank|peers]``.
 
 ``simulate`` plays ways of choosing on the fits that ``tests.bench.curves`` has recorded: the rules are pmray's own
-functions, the scores and times are those of real fits, nothing is trained. ``rank`` measures pmray's ranking beside
+functions, the scores and times are those of real fits, nothing is trained. ``measure`` runs pmray's sweep itself on the
+data sets of some recordings (``measure trec6-1 sst2-1``). ``rank`` measures pmray's ranking beside
 TransformerRanker on the same rows and candidates (it must be installed: ``pip install transformer-ranker``). ``peers``
 runs real searches: pmray, ``Trainer.hyperparameter_search`` with Ray and ASHA, and the documented pattern of Ray Train
 in Ray Tune, with the same recipes on the same rows.
@@ -23,13 +24,14 @@ from rich.table import Table
 
 from pmray.distributed.cluster import connected
 from pmray.selection.halving import Reached, leading, weighed_at
-from pmray.selection.ledger import Outcome
+from pmray.selection.ledger import Outcome, latest
 from pmray.selection.proxies import thin
 from pmray.selection.replay import Curve, play_promotion, play_stopping
 from pmray.spec import Search
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
-from tests.bench.curves import DATA_SETS, REPETITIONS, ROWS, SHARES, rank, read, spec_of
+from pmray.stages.workflow import sweep
+from tests.bench.curves import DATA_SETS, REPETITIONS, ROWS, SHARES, file_of, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 
 ORDERS = 300
@@ -47,7 +49,7 @@ class Choice:
 
     test: float
     seconds: float
-    """Of training and evaluation."""
+    """Of training, evaluations left out."""
     examples: int
 
 
@@ -219,10 +221,60 @@ def _table(title: str, found: Mapping[str, Simulated]) -> Table:
     return table
 
 
+def measure(storage: Path, *recordings: str) -> None:
+    """Sweeps by pmray, as it is by default, beside brute force as it was recorded.
+
+    Seconds are those of the ranking, and of each trial its examples times what one took its candidate when it was
+    recorded. The best model is fitted once more, with another seed, before it is scored on the test rows; that is not
+    counted.
+    """
+    console = Console(width=140)
+    table = Table(title=f"pmray's sweep, {Search().trials} trials, beside brute force")
+    for heading in ("recording", "fits", "time", "examples", "its choice", "test F1", "brute force's", "regret"):
+        table.add_column(heading, justify="right")
+    every = {
+        file_of(name, repetition).stem: (name, repetition) for name in DATA_SETS for repetition in range(REPETITIONS)
+    }
+    for recording in recordings or every:
+        name, repetition = every[recording]
+        fits = read(name, repetition)
+        whole = brute_force(fits)
+        spec = spec_of(
+            name, storage, name=f"{recording}-sweep", search={"seed": repetition, "finalists": 1, "seeds": 1}
+        )
+        swept = sweep(spec, fresh=True, console=NOTES)
+        outcomes = latest(swept.outcomes).values()
+        trials = [one for one in outcomes if one.stage == "sweep"]
+        seconds = sum(one.seconds for one in outcomes if one.stage == "rank")
+        for one in trials:
+            mine = [fit for fit in fits if fit.candidate == one.candidate]
+            pace = sum(fit.facts["train_seconds"] for fit in mine) / sum(fit.examples for fit in mine)
+            seconds += one.examples * pace
+        chosen = next(one for one in swept.verdict.lines if not one.baseline)
+        test = chosen.score.value
+        table.add_row(
+            recording,
+            str(len(fits)),
+            f"{seconds / whole.seconds:.0%}",
+            f"{sum(one.examples for one in trials) / whole.examples:.0%}",
+            chosen.name,
+            f"{test:.3f}",
+            f"{whole.test:.3f}",
+            f"{100 * (whole.test - test):+.2f}",
+        )
+    console.print(table)
+
+
 def main(*what: str) -> None:
-    """Measure what is asked for, or all; ``peers`` may be followed by training rows and by those that are to run."""
+    """Measure what is asked for, or all.
+
+    ``measure`` may be followed by recordings; ``peers`` by training rows and by those that are to run.
+    """
     storage = Path(gettempdir()) / "pmray-bench"
-    known = {"simulate": simulate, "rank": compare_ranking, "peers": compare_search}
+    known = {"simulate": simulate, "measure": measure, "rank": compare_ranking, "peers": compare_search}
+    if what[:1] == ("measure",):
+        measure(storage, *what[1:])
+        return
     if what[:1] == ("peers",):
         ways = [one for one in what[1:] if not one.isdigit()]
         compare_search(storage, *ways, rows=max((int(one) for one in what[1:] if one.isdigit()), default=ROWS["train"]))

@@ -48,7 +48,7 @@ SHARES = (1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of a whole fit, after which it is scored: rungs of any reduction from 1.5 to 9."""
 
 
-def spec_of(name: str, storage: Path, rows: Mapping[str, int] = ROWS, **changes: Any) -> Spec:
+def spec_of(name: str, storage: Path, rows: Mapping[str, int] = ROWS, /, **changes: Any) -> Spec:
     """A bench data set, so many rows of each split, with seven candidates of three families' weights."""
     folder = storage / "data" / name
     folder.mkdir(parents=True, exist_ok=True)

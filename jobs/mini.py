@@ -75,7 +75,8 @@ def search(prepared: Prepared, kept: Sequence[str]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for _ in range(settings.trials):
         reached = [Reached(one.key, one.candidate, dict(one.curve), False) for one in outcomes if one.curve]
-        proposal = asking.ask(leading(reached, kept, settings.leaders, weighed_at(prepared.rungs)))
+        rows = len(prepared.dataset.validation)
+        proposal = asking.ask(leading(reached, kept, settings.leaders, weighed_at(prepared.rungs), rows=rows))
         if proposal is None:
             break
         outcomes.append(run(prepared, "sweep", proposal.candidate, proposal.recipe, settings.seed))

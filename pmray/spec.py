@@ -463,8 +463,8 @@ class Search(Section):
     keep_after_rank: float = Field(default=0.5, gt=0, le=1)
     """Share of the candidates that is fine-tuned; never fewer than three, never the last of a family."""
     leaders: int = Field(default=2, ge=1)
-    """Candidates that get recipes beyond their default one: those whose default recipe leads after a third of the way;
-    equal scores share the place. As many as there are candidates: all get some."""
+    """Candidates that get recipes beyond their default one: those whose default recipe leads after a third of the way,
+    and those that are behind them by less than chance. As many as there are candidates: all get some."""
     reduction: float = Field(default=3.0, gt=1)
     """Successive halving: one trial in `reduction` goes on from each rung, and the best of each candidate from the
     first one."""

@@ -234,7 +234,8 @@ class Proposals(DriverOnly, Searcher):
         return proposal
 
     def _leaders(self) -> frozenset[str]:
-        return leading(self.reached.values(), self.leaders.defaults, self.leaders.count, self.leaders.rung)
+        rule = self.leaders
+        return leading(self.reached.values(), rule.defaults, rule.count, rule.rung, rows=rule.rows)
 
     def give_back(self, key: str, without: frozenset[str]) -> None:
         """Hand a trial out once more."""

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pmray.selection.certainty import error_of_difference
 from pmray.selection.ledger import Outcome
 from pmray.spec import Recipe
 
@@ -140,7 +141,9 @@ def promoted(
     return going
 
 
-def leading(trials: Iterable[Reached], candidates: Collection[str], count: int, rung: int) -> frozenset[str]:
+def leading(
+    trials: Iterable[Reached], candidates: Collection[str], count: int, rung: int, *, rows: int
+) -> frozenset[str]:
     """Candidates that lead, by their best trial at a rung: only they get recipes beyond the default.
 
     Halving of the candidates, as it were, before that of their trials; at a late rung, to which each candidate's
@@ -149,12 +152,16 @@ def leading(trials: Iterable[Reached], candidates: Collection[str], count: int, 
     Args:
         trials: All of the sweep that have a score, at their rungs.
         candidates: All there are; all lead while fewer than `count` of them have come to the rung.
-        count: Those with so many better ones do not lead; equal ones share the place.
+        count: Those with so many better ones do not lead. Better is who is so by more than a standard error of the
+            difference; the others share the place.
         rung: Examples at which they are compared. A trial that ended before counts with its last score.
+        rows: Validation rows that gave the scores.
 
     >>> field = [Reached("a", "bert", {9: 0.9, 27: 0.9}, True), Reached("b", "gpt", {9: 0.5, 27: 0.95}, True)]
-    >>> sorted(leading(field, ["bert", "gpt"], 1, rung=27)), sorted(leading(field[:1], ["bert", "gpt"], 2, rung=27))
-    (['gpt'], ['bert', 'gpt'])
+    >>> [sorted(leading(field, ["bert", "gpt"], 1, rung=27, rows=rows)) for rows in (300, 30)]
+    [['gpt'], ['bert', 'gpt']]
+    >>> sorted(leading(field[:1], ["bert", "gpt"], 2, rung=27, rows=300))
+    ['bert', 'gpt']
     """
     best: dict[str, float] = {}
     for one in trials:
@@ -163,7 +170,11 @@ def leading(trials: Iterable[Reached], candidates: Collection[str], count: int, 
             best[one.candidate] = max(one.curve[last], best.get(one.candidate, -math.inf))
     if len(best) < count:
         return frozenset(candidates)
-    return frozenset(name for name, score in best.items() if sum(other > score for other in best.values()) < count)
+    return frozenset(
+        name
+        for name, score in best.items()
+        if sum(other - score > error_of_difference(other, rows) for other in best.values()) < count
+    )
 
 
 @dataclass(frozen=True)
@@ -175,11 +186,13 @@ class Leaders:
     """Examples at which candidates are compared (``leading``)."""
     defaults: Mapping[str, Recipe]
     """Candidate -> its default recipe."""
+    rows: int
+    """Validation rows that give the scores."""
 
     def straight_to(self, candidate: str, recipe: Recipe) -> int:
         """Examples before which a trial waits for nobody: default recipes, by which candidates are compared.
 
-        >>> rule = Leaders(1, rung=27, defaults={"bert": Recipe(), "gpt": Recipe()})
+        >>> rule = Leaders(1, rung=27, defaults={"bert": Recipe(), "gpt": Recipe()}, rows=300)
         >>> [rule.straight_to("bert", recipe) for recipe in (Recipe(), Recipe(lr=1e-4))]
         [27, 0]
         """

@@ -187,7 +187,8 @@ def leaders_of(prepared: Prepared, kept: Sequence[str]) -> Leaders:
     search = prepared.spec.search
     # A population begins with random recipes of all: it has no other way to them.
     count = len(kept) if search.algorithm == "pbt" else search.leaders
-    return Leaders(count, weighed_at(prepared.rungs), {name: prepared.arms[name].default for name in kept})
+    defaults = {name: prepared.arms[name].default for name in kept}
+    return Leaders(count, weighed_at(prepared.rungs), defaults, len(prepared.dataset.validation))
 
 
 def _may_pause(prepared: Prepared, candidates: int, console: Console) -> bool:

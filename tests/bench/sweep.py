@@ -122,7 +122,7 @@ def _leading(fits: Fits, shares: Sequence[float], leaders: int) -> Collection[st
     """Candidates that get further recipes, after their default ones have come to where they are weighed."""
     rung = weighed_at([*(fits[0].curve[SHARES.index(share)][0] for share in shares), fits[0].examples])
     trials = [Reached(one.key, one.candidate, dict(one.curve), False) for one in fits]
-    return leading(trials, [one.candidate for one in fits], leaders, rung)
+    return leading(trials, [one.candidate for one in fits], leaders, rung, rows=ROWS["validation"])
 
 
 def ranking(name: str, storage: Path) -> tuple[list[Any], float]:

@@ -248,7 +248,7 @@ def driver_of(keys, reduction=float("inf"), candidates=("bert",), leaders=None, 
         trials=len(keys),
         enough=lambda: False,
         reduction=reduction,
-        leaders=Leaders(leaders or len(candidates), rungs[-2], dict.fromkeys(candidates, "default")),
+        leaders=Leaders(leaders or len(candidates), rungs[-2], dict.fromkeys(candidates, "default"), rows=10**6),
     )
     ended = []
     resources = dict.fromkeys(candidates, pmray.Spec.model_fields["resources"].default)
@@ -451,7 +451,7 @@ def test_fused_trials_whose_process_died_are_handed_out_alone_but_for_those_that
         trials=9,
         enough=lambda: False,
         reduction=3,
-        leaders=Leaders(2, 10, {arm.candidate: arm.default for arm in arms}),
+        leaders=Leaders(2, 10, {arm.candidate: arm.default for arm in arms}, rows=10**6),
         fused={"a": 3, "b": 1},
     )
     ended = []

@@ -192,8 +192,8 @@ def test_the_best_candidates_lead_at_the_rung_where_they_are_weighed_and_equals_
     field = [at("a", 0.1, 0.9), at("a", 0.9), at("b", 0.99, 0.5), at("c", 0.6, 0.6), at("d", 0.1, 0.6), at("e", 0.2)]
     names = [*"abcdef"]
 
-    def lead(count, trials=field):
-        return leading(trials, names, count, rung=27)
+    def lead(count, trials=field, rows=10**6):
+        return leading(trials, names, count, rung=27, rows=rows)
 
     assert lead(1) == {"a"}
     assert lead(2) == lead(3) == {"a", "c", "d"}
@@ -201,3 +201,6 @@ def test_the_best_candidates_lead_at_the_rung_where_they_are_weighed_and_equals_
     assert lead(5) == set(names), "too few have come so far"
     assert lead(3, []) == set(names)
     assert lead(1, [*field, at("e", 0.95, waits=False)]) == {"e"}, "a shorter fit is at its end"
+    near = [at("a", 0.1, 0.80), at("b", 0.1, 0.78), at("c", 0.1, 0.75), at("d", 0.1, 0.74)]
+    assert lead(2, near, rows=300) == {"a", "b", "c"}, "behind the second by less than 3.4 points, which is chance"
+    assert lead(2, near, rows=30_000) == {"a", "b"}

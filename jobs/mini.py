@@ -72,10 +72,10 @@ def search(prepared: Prepared, kept: Sequence[str]) -> list[Outcome]:
     """Try each candidate's default recipe, then for those that lead recipes that earlier scores speak for."""
     settings = prepared.spec.search
     asking = Search([prepared.arms[name] for name in kept], algorithm=settings.algorithm, seed=settings.seed)
+    rows = len(prepared.dataset.validation)
     outcomes: list[Outcome] = []
     for _ in range(settings.trials):
         reached = [Reached(one.key, one.candidate, dict(one.curve), False) for one in outcomes if one.curve]
-        rows = len(prepared.dataset.validation)
         proposal = asking.ask(leading(reached, kept, settings.leaders, weighed_at(prepared.rungs), rows=rows))
         if proposal is None:
             break

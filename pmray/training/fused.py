@@ -168,7 +168,7 @@ Asking = tuple[Member, tuple[Loop, Rows | None]]
 
 
 def _place(asking: Asking) -> tuple[int, bool]:
-    """How far a fit has come: optimizer steps, and whether it has been scored since or need not be."""
+    """How far a fit has come: its optimizer steps, and, after those, whether it has no scores to wait for."""
     _, (loop, rows) = asking
     return loop.step, rows is not None
 
@@ -184,6 +184,7 @@ def _alike(asking: Sequence[Asking]) -> list[list[Asking]]:
                 member.problem is None
                 and other.problem is None
                 and loop.micro == first.micro
+                # All wait for gradients here, or all for scores.
                 and (rows is None or others is None or np.array_equal(rows, others))
             ):
                 group.append(one)

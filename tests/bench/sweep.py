@@ -156,17 +156,26 @@ class Simulated:
     """Share of the orders in which it is at most half a point."""
 
 
+def recordings() -> dict[str, tuple[str, int]]:
+    """Name of each recording -> data set and repetition; those in which all candidates have as many fits."""
+    every = {(name, repetition): read(name, repetition) for name in DATA_SETS for repetition in range(REPETITIONS)}
+    return {
+        file_of(*which).stem: which
+        for which, fits in every.items()
+        if len(set(Counter(one.candidate for one in fits).values())) == 1
+    }
+
+
 def simulate(storage: Path) -> None:
-    """Regret and compute of ways of choosing, on recorded fits: of each recording, and the mean."""
+    """Regret and compute of ways of choosing, on recorded fits: of each recording, and the mean of those alike."""
     console = Console(width=140)
-    every: dict[str, list[Simulated]] = {}
+    every: dict[int, dict[str, list[Simulated]]] = {}
+    known = recordings().values()
     for name in DATA_SETS:
         ranked, rank_seconds = ranking(name, storage)
         kept = [one.candidate for one in ranked if one.kept]
-        for repetition in range(REPETITIONS):
+        for repetition in (number for data, number in known if data == name):
             fits = read(name, repetition)
-            if len(set(Counter(one.candidate for one in fits).values())) != 1:
-                continue
             found = {
                 way: _simulated(fits, play, rank_seconds if way.startswith("rank") else 0.0)
                 for way, play in _ways([one.candidate for one in ranked], kept).items()
@@ -177,9 +186,10 @@ def simulate(storage: Path) -> None:
             )
             console.print(_table(title, found))
             for way, one in found.items():
-                every.setdefault(way, []).append(one)
-    means = {way: Simulated(*np.mean([astuple(one) for one in each], axis=0)) for way, each in every.items()}
-    console.print(_table(f"mean of {max(map(len, every.values()))} recordings", means))
+                every.setdefault(len(fits), {}).setdefault(way, []).append(one)
+    for count, ways in every.items():
+        means = {way: Simulated(*np.mean([astuple(one) for one in each], axis=0)) for way, each in ways.items()}
+        console.print(_table(f"mean of the {len(ways['brute force'])} recordings with {count} fits", means))
 
 
 def _ways(everybody: Sequence[str], kept: Sequence[str]) -> dict[str, Callable[[Fits, Sequence[int]], Choice]]:
@@ -221,7 +231,7 @@ def _table(title: str, found: Mapping[str, Simulated]) -> Table:
     return table
 
 
-def measure(storage: Path, *recordings: str) -> None:
+def measure(storage: Path, *names: str) -> None:
     """Sweeps by pmray, as it is by default, beside brute force as it was recorded.
 
     Seconds are those of the ranking, and of each trial its examples times what one took its candidate when it was
@@ -232,11 +242,9 @@ def measure(storage: Path, *recordings: str) -> None:
     table = Table(title=f"pmray's sweep, {Search().trials} trials, beside brute force")
     for heading in ("recording", "fits", "time", "examples", "its choice", "test F1", "brute force's", "regret"):
         table.add_column(heading, justify="right")
-    every = {
-        file_of(name, repetition).stem: (name, repetition) for name in DATA_SETS for repetition in range(REPETITIONS)
-    }
-    for recording in recordings or every:
-        name, repetition = every[recording]
+    known = recordings()
+    for recording in names or known:
+        name, repetition = known[recording]
         fits = read(name, repetition)
         whole = brute_force(fits)
         spec = spec_of(

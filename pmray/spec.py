@@ -466,8 +466,8 @@ class Search(Section):
     """Candidates that get recipes beyond their default one: those whose default recipe leads after a third of the way,
     and those that are behind them by less than chance. As many as there are candidates: all get some."""
     reduction: float = Field(default=3.0, gt=1)
-    """Successive halving: one trial in `reduction` goes on from each rung, and the best of each candidate from the
-    first one."""
+    """Successive halving: one trial in `reduction` goes on from each rung; the best of each candidate from the first
+    one, and the best of each that leads from all."""
     rungs: int = Field(default=2, ge=0)
     """Rungs in the first third, in examples seen: at 1/3, 1/9 … of the longest trial, but none within twice the
     warm-up; one more is at 2/3. With ``pbt`` all are at equal distances. 0: no halving."""

@@ -164,6 +164,7 @@ class Proposals(DriverOnly, Searcher):
                     list(self.reached.values()),
                     rungs,
                     reduction=self.reduction,
+                    leaders=self._leaders(),
                     running=running,
                     new=new + self.left if new else 0,
                 )

@@ -171,6 +171,7 @@ def play_promotion(
     reduction: float,
     order: NDArray[np.int64],
     straight: Collection[int] = (),
+    leaders: Collection[str] = (),
 ) -> Chosen:
     """Bring all trials to each rung before the best go on, as ``halving.promoted`` says.
 
@@ -180,6 +181,7 @@ def play_promotion(
         reduction: One in so many goes on.
         order: Those that take part.
         straight: Those that do not wait before the rung where candidates are weighed.
+        leaders: Candidates of whom one trial at least goes to its end.
     """
     stops = {str(index): [*rungs, curves[index].budget] for index in order}
     at = {name: next_stop(0, stops[name], weighed_at(stops[name]) if int(name) in straight else 0) for name in stops}
@@ -193,7 +195,7 @@ def play_promotion(
             )
             for name, reached in at.items()
         ]
-        going = promoted(trials, rungs, reduction=reduction)
+        going = promoted(trials, rungs, reduction=reduction, leaders=leaders)
         if not going:
             break
         for name in going:

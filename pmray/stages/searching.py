@@ -146,7 +146,7 @@ def search(prepared: Prepared, run: Run, kept: Sequence[str], cluster: Capacity,
             total = max(spec.search.trials, len(reached))
             mine = [one for one in reached if one.candidate == candidate and one.waits]
             for one in mine:
-                lost = out_of_reach(one, reached, prepared.rungs, total, spec.search.reduction)
+                lost = out_of_reach(one, reached, total, spec.search.reduction)
                 if lost and one.trial not in without_state:
                     without_state.add(one.trial)
                     run.discard_state(one.trial)

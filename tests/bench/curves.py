@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from sklearn.metrics import f1_score
 
@@ -28,7 +29,7 @@ from pmray.distributed.rank import rank_candidates
 from pmray.distributed.train import fit_all
 from pmray.selection.ledger import Ledger, Outcome, outcome_of, read_ledger
 from pmray.selection.search import Search
-from pmray.spec import Spec
+from pmray.spec import Recipe, Spec
 from pmray.spec_file import spec_from
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import Prepared, prepare
@@ -121,7 +122,7 @@ def record(name: str, repetition: int, storage: Path, console: Console) -> None:
     spec = spec_of(name, storage)
     known = {one.key for one in read(name, repetition)}
     prepared = prepare(spec, console)
-    truth = prepared.task.targets(pq.read_table(spec.data.test))
+    truth = _truth(prepared)
     works = list(works_of(prepared, repetition, spec.folder))
     defaults = {work.key for work in works[: len(prepared.arms)]}
     left = [work for work in works if work.key not in known]
@@ -136,15 +137,46 @@ def record(name: str, repetition: int, storage: Path, console: Console) -> None:
                 name: outcome.facts[name] for name in ("family", "budget", "train_seconds") if name in outcome.facts
             }
             if facts.status == "done":
-                _, scores = read_predictions(predictions_folder(spec.folder, work.key) / "test.parquet")
-                told["test"] = f1_score(truth, scores.argmax(1), average="macro")
+                told["test"] = _tested(work, spec.folder, truth)
             told["default"] = work.key in defaults
             Ledger(file_of(name, repetition)).append(replace(outcome, facts=told))
-            shutil.rmtree(work.checkpoint, ignore_errors=True)
             console.print(f"{name}: {work.pretrained.name} {facts.status} {facts.score} {facts.seconds:.0f} s")
 
-        resources = {work.key: spec.resources for work in left}
-        fit_all(left, resources, at_a_time=2, scratch=spec.folder / ".ray", on_rung=lambda *_: None, on_end=ended)
+        _fit(prepared, left, ended)
+
+
+def fit_anew(chosen: Outcome, spec: Spec, seeds: Sequence[int], console: Console) -> float:
+    """Mean score on the test rows of fits with the candidate and the recipe of another one, and these seeds."""
+    prepared = prepare(spec, console)
+    truth, found = _truth(prepared), []
+    recipe = Recipe(**chosen.recipe)
+    works = [prepared.work("final", chosen.candidate, recipe, seed, spec.folder) for seed in seeds]
+    with connected() as cluster:
+        encode(prepared, cluster, console)
+        _fit(prepared, works, lambda work, facts: found.append(_tested(work, spec.folder, truth)))
+    return float(np.mean(found))
+
+
+def _fit(prepared: Prepared, works: Sequence[Work], ended: Callable[[Work, Facts], None]) -> None:
+    """Carry out fits, two at a time; their weights are not kept."""
+
+    def drop(work: Work, facts: Facts) -> None:
+        ended(work, facts)
+        shutil.rmtree(work.checkpoint, ignore_errors=True)
+
+    resources = {work.key: prepared.spec.resources for work in works}
+    scratch = prepared.spec.folder / ".ray"
+    fit_all(works, resources, at_a_time=2, scratch=scratch, on_rung=lambda *_: None, on_end=drop)
+
+
+def _truth(prepared: Prepared) -> NDArray[Any]:
+    return prepared.task.targets(pq.read_table(prepared.spec.data.test))
+
+
+def _tested(work: Work, folder: Path, truth: NDArray[Any]) -> float:
+    """Macro F1 of a fit on the test rows."""
+    _, scores = read_predictions(predictions_folder(folder, work.key) / "test.parquet")
+    return float(f1_score(truth, scores.argmax(1), average="macro"))
 
 
 def file_of(name: str, repetition: int) -> Path:

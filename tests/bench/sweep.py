@@ -31,11 +31,14 @@ from pmray.spec import Search
 from pmray.stages.fitting import encode
 from pmray.stages.preparation import prepare
 from pmray.stages.workflow import sweep
-from tests.bench.curves import DATA_SETS, REPETITIONS, ROWS, SHARES, file_of, rank, read, spec_of
+from tests.bench.curves import DATA_SETS, REPETITIONS, ROWS, SHARES, file_of, fit_anew, rank, read, spec_of
 from tests.bench.sweep_peers import compare_ranking, compare_search
 
 ORDERS = 300
 """Orders in which recipes are proposed; the same for all ways."""
+
+SEEDS = 2
+"""Fits by which the choice of a real sweep is scored."""
 
 RUNGS = (1 / 4, 1 / 3, 2 / 3)
 """Shares of a whole fit, at which trials are compared: of those that are recorded, the nearest to pmray's own."""
@@ -92,7 +95,8 @@ def funnel(
     def play(fits: Fits, order: Sequence[int]) -> Choice:
         left = [index for index in order if fits[index].candidate in kept]
         left.sort(key=lambda index: not fits[index].facts["default"])
-        lead, straight = kept, set()
+        lead: Collection[str] = kept
+        straight: set[int] = set()
         if leaders is not None:
             defaults = [index for index in left if fits[index].facts["default"]]
             lead, straight = _leading([fits[index] for index in defaults], shares, leaders), set(defaults)
@@ -103,7 +107,7 @@ def funnel(
         places = np.arange(len(chosen))
         if pause:
             on = {place for place, index in enumerate(chosen) if index in straight}
-            ended, stopped = play_promotion(curves, rungs, reduction, places, on)
+            ended, stopped = play_promotion(curves, rungs, reduction, places, on, () if leaders is None else lead)
         else:
             ended, stopped = play_stopping(curves, rungs, reduction, places)
         best = max((fits[chosen[place]] for place in ended), key=_by_score)
@@ -231,64 +235,78 @@ def _table(title: str, found: Mapping[str, Simulated]) -> Table:
     return table
 
 
-def measure(storage: Path, *names: str) -> None:
-    """Sweeps by pmray, as it is by default, beside brute force as it was recorded.
+def measure(storage: Path, *names: str, trials: int) -> None:
+    """Sweeps by pmray, as it is by default but for the number of trials, beside brute force as it was recorded.
 
     Seconds are those of the ranking, and of each trial its examples times what one took its candidate when it was
-    recorded. The best model is fitted once more, with another seed, before it is scored on the test rows; that is not
-    counted.
+    recorded. The best model is fitted anew with other seeds before it is scored on the test rows; that is not counted.
+    Brute force's choice is the fit that was recorded, and the same model and recipe fitted anew in the same way: of
+    many fits, the one that is best on the validation rows has a good seed too.
     """
     console = Console(width=140)
-    table = Table(title=f"pmray's sweep, {Search().trials} trials, beside brute force")
-    for heading in ("recording", "fits", "time", "examples", "its choice", "test F1", "brute force's", "regret"):
+    table = Table(title=f"pmray's sweep, {trials} trials, beside brute force")
+    for heading in ("recording", "fits", "time", "examples", "its choice", "test F1"):
         table.add_column(heading, justify="right")
+    for heading in ("brute force's", "regret", "fitted anew", "regret"):
+        table.add_column(heading, justify="right")
+    found: list[tuple[float, ...]] = []
     known = recordings()
     for recording in names or known:
         name, repetition = known[recording]
         fits = read(name, repetition)
         whole = brute_force(fits)
-        spec = spec_of(
-            name, storage, name=f"{recording}-sweep", search={"seed": repetition, "finalists": 1, "seeds": 1}
-        )
+        search = {"trials": trials, "seed": repetition, "finalists": 1, "seeds": SEEDS}
+        spec = spec_of(name, storage, name=f"{recording}-sweep", search=search)
         swept = sweep(spec, fresh=True, console=NOTES)
         outcomes = latest(swept.outcomes).values()
-        trials = [one for one in outcomes if one.stage == "sweep"]
+        tried = [one for one in outcomes if one.stage == "sweep"]
         seconds = sum(one.seconds for one in outcomes if one.stage == "rank")
-        for one in trials:
+        for one in tried:
             mine = [fit for fit in fits if fit.candidate == one.candidate]
             pace = sum(fit.facts["train_seconds"] for fit in mine) / sum(fit.examples for fit in mine)
             seconds += one.examples * pace
         chosen = next(one for one in swept.verdict.lines if not one.baseline)
         test = chosen.score.value
-        table.add_row(
-            recording,
-            str(len(fits)),
-            f"{seconds / whole.seconds:.0%}",
-            f"{sum(one.examples for one in trials) / whole.examples:.0%}",
-            chosen.name,
-            f"{test:.3f}",
-            f"{whole.test:.3f}",
-            f"{100 * (whole.test - test):+.2f}",
-        )
+        best = max(fits, key=_by_score)
+        anew = fit_anew(best, spec, [repetition + 1 + index for index in range(SEEDS)], NOTES)
+        examples = sum(one.examples for one in tried) / whole.examples
+        regret, regret_anew = 100 * (whole.test - test), 100 * (anew - test)
+        found.append((seconds / whole.seconds, examples, test, whole.test, regret, anew, regret_anew))
+        table.add_row(recording, str(len(fits)), *_cells(found[-1], chosen.name))
+        console.print(recording, *_cells(found[-1], f"{chosen.name} ({best.candidate})"))
+    table.add_section()
+    table.add_row("mean", "", *_cells(tuple(np.mean(found, axis=0)), ""))
     console.print(table)
+
+
+def _cells(found: tuple[float, ...], choice: str) -> tuple[str, ...]:
+    seconds, examples, test, theirs, regret, anew, regret_anew = found
+    return (
+        *(f"{seconds:.0%}", f"{examples:.0%}", choice, f"{test:.3f}"),
+        *(f"{theirs:.3f}", f"{regret:+.2f}", f"{anew:.3f}", f"{regret_anew:+.2f}"),
+    )
 
 
 def main(*what: str) -> None:
     """Measure what is asked for, or all.
 
-    ``measure`` may be followed by recordings; ``peers`` by training rows and by those that are to run.
+    ``measure`` may be followed by a number of trials and by recordings; ``peers`` by training rows and by those that
+    are to run.
     """
     storage = Path(gettempdir()) / "pmray-bench"
-    known = {"simulate": simulate, "measure": measure, "rank": compare_ranking, "peers": compare_search}
+    names = [one for one in what[1:] if not one.isdigit()]
+    number = next((int(one) for one in what[1:] if one.isdigit()), None)
     if what[:1] == ("measure",):
-        measure(storage, *what[1:])
-        return
-    if what[:1] == ("peers",):
-        ways = [one for one in what[1:] if not one.isdigit()]
-        compare_search(storage, *ways, rows=max((int(one) for one in what[1:] if one.isdigit()), default=ROWS["train"]))
-        return
-    for name in what or known:
-        known[name](storage)
+        measure(storage, *names, trials=number or Search().trials)
+    elif what[:1] == ("peers",):
+        compare_search(storage, *names, rows=number or ROWS["train"])
+    elif what:
+        {"simulate": simulate, "rank": compare_ranking}[what[0]](storage)
+    else:
+        simulate(storage)
+        measure(storage, trials=Search().trials)
+        compare_ranking(storage)
+        compare_search(storage)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,11 @@ def test_the_best_of_all_that_have_arrived_go_on():
     field = [reached(str(n), "a", n / 10) for n in range(6)]
     assert promoted(field, [10, 30], reduction=3) == ["4", "5"]
     assert promoted(field, [10, 30], reduction=2) == ["3", "4", "5"]
-    # Two have gone on: now it is the second rung's turn, where nobody is protected.
+    # Two have gone on: now it is the second rung's turn, where nobody is protected but the best of a leader.
     later = [*field[:4], reached("4", "a", 0.4, 0.9), reached("5", "b", 0.5, 0.8)]
     assert promoted(later, [10, 30], reduction=3) == ["4"]
+    assert promoted(later, [10, 30], reduction=3, leaders=["a", "b"]) == ["4", "5"]
+    assert promoted(later, [10, 30], reduction=3, leaders=["a", "b"], running=["5"]) == ["4"]
     assert promoted([*later[:4], reached("4", "a", 0.4, 0.9, waits=False), later[5]], [10, 30], reduction=3) == []
 
 
@@ -138,25 +140,27 @@ def test_who_is_among_the_best_whatever_comes_goes_on_at_once():
 def test_who_goes_on_early_is_who_would_have_gone_on_in_the_end(scores, data):
     field = [reached(str(n), candidate, score / 10) for n, (candidate, score) in enumerate(scores)]
     reduction = data.draw(st.floats(1.1, 6.0))
-    whole = promoted(field, [10, 30], reduction=reduction)
+    leaders = data.draw(st.sets(st.sampled_from("ab")))
+    whole = promoted(field, [10, 30], reduction=reduction, leaders=leaders)
     for arrived in range(len(field) + 1):
-        early = promoted(field[:arrived], [10, 30], reduction=reduction, new=len(field) - arrived)
+        early = promoted(field[:arrived], [10, 30], reduction=reduction, leaders=leaders, new=len(field) - arrived)
         assert set(early) <= set(whole)
         # Also where some of those that were to come have failed.
         for came in range(arrived, len(field) + 1):
-            assert set(early) <= set(promoted(field[:came], [10, 30], reduction=reduction))
+            assert set(early) <= set(promoted(field[:came], [10, 30], reduction=reduction, leaders=leaders))
 
 
 def test_what_cannot_go_on_whoever_arrives_needs_no_state():
     field = [reached(str(n), "a", n / 10) for n in range(5)]
-    out = [out_of_reach(one, field, [10, 30], total=6, reduction=3) for one in field]
+    out = [out_of_reach(one, field, total=6, reduction=3) for one in field]
     assert out == [True, True, True, False, False], "two of six go on"
-    assert not any(out_of_reach(one, field, [10, 30], total=30, reduction=3) for one in field)
+    assert not any(out_of_reach(one, field, total=30, reduction=3) for one in field)
     alone = reached("x", "b", 0.0)
-    assert not out_of_reach(alone, [*field, alone], [10, 30], total=6, reduction=3), "the best of its candidate"
+    assert not out_of_reach(alone, [*field, alone], total=6, reduction=3), "the best of its candidate"
     late = reached("y", "b", 0.0, 0.1)
     others = [reached(str(n), "a", 0.5, 0.5) for n in range(2)]
-    assert out_of_reach(late, [*others, late], [10, 30], total=6, reduction=3), "at the second rung nobody is protected"
+    assert not out_of_reach(late, [*others, late], total=6, reduction=3), "b may lead"
+    assert out_of_reach(late, [*others, late, reached("z", "b", 0.0, 0.2)], total=6, reduction=3)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -166,7 +170,7 @@ def test_who_goes_on_in_the_end_was_never_out_of_reach(seed):
     gone = set()
     for number in range(total):
         field.append(reached(str(number), draw.choice("abc"), round(draw.random(), 1)))
-        gone |= {one.trial for one in field if out_of_reach(one, field, [10, 30], total, 3)}
+        gone |= {one.trial for one in field if out_of_reach(one, field, total, 3)}
         assert len(field) - len(gone) <= most_waiting(total, 3, 3) + 3, "equal scores apart"
     assert not gone & set(promoted(field, [10, 30], reduction=3))
 
@@ -179,9 +183,9 @@ def test_no_rung_lies_within_the_warm_up():
 
 
 def test_no_rung_lies_within_the_first_steps_nor_beside_another():
-    assert compared_at(4800, 2, warmup=0.0, batch=32) == [533, 1600, 3200]
-    assert compared_at(2400, 2, warmup=0.0, batch=32) == [384, 800, 1600]
-    assert compared_at(1200, 2, warmup=0.0, batch=32) == [400, 800], "384 and 400 would ask the same"
+    assert compared_at(7200, 2, warmup=0.0, batch=32) == [800, 2400, 4800]
+    assert compared_at(2400, 2, warmup=0.0, batch=32) == [576, 800, 1600]
+    assert compared_at(1800, 2, warmup=0.0, batch=32) == [600, 1200], "576 and 600 would ask the same"
     assert compared_at(600, 2, warmup=0.0, batch=32) == [200, 400], "not later than the last one"
 
 

@@ -348,6 +348,29 @@ def test_default_recipes_go_to_the_last_rung_and_those_that_lead_there_get_more(
     assert search.among[-1] == {"late"}
 
 
+def test_the_best_trial_of_each_that_leads_goes_to_its_end_behind_those_of_a_faster_one():
+    from ray.tune.search import Searcher
+
+    names = ("fast", "slow", "weak")
+    _, proposals, news, _ = driver_of([*"abcde"], reduction=3, candidates=names, leaders=2, rungs=(10, 30, 90))
+    curves = {"a": [(10, 0.7), (30, 0.9)], "b": [(10, 0.1), (30, 0.8)], "c": [(10, 0.1), (30, 0.5)]}
+    curves |= {"d": [(10, 0.8)], "e": [(10, 0.1)]}
+    for name, curve in curves.items():
+        assert only(proposals.suggest(name))[1] == curve[-1][0]
+        end_part(news, name, "stopped", curve)
+    on = {name: only(proposals.suggest(name)) for name in ("d on", "e on")}
+    assert {(work.key, goal) for work, goal in on.values()} == {("d", 30), ("e", 30)}
+    for name, (work, _) in on.items():
+        end_part(news, name, "stopped", [(30, {"d": 0.95, "e": 0.2}[work.key])])
+    # Two places of five, a and d; b has none, but is the best of its own.
+    last = {name: only(proposals.suggest(name)) for name in ("first", "second", "third")}
+    assert {(work.key, goal) for work, goal in last.values()} == {("a", 90), ("d", 90), ("b", 90)}
+    assert proposals.suggest("none") is None
+    for name in last:
+        end_part(news, name, "done", [(90, 0.9)])
+    assert proposals.suggest("end") == Searcher.FINISHED
+
+
 def test_trials_wait_at_a_rung_until_all_have_arrived_and_the_best_go_on():
     from ray.tune.search import Searcher
 

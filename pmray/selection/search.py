@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -106,8 +106,8 @@ class Search:
     """Proposes (candidate, recipe) pairs and learns from their scores.
 
     The candidate is one categorical dimension; each has its own space below it, so Optuna's TPE (Bergstra et al. 2011)
-    learns both which models deserve trials and which recipes suit them. The same sequence of calls with the same seed
-    gives the same proposals.
+    learns both which models deserve trials and which recipes suit them. It begins with random recipes, for which the
+    candidates take turns. The same sequence of calls with the same seed gives the same proposals.
     """
 
     def __init__(
@@ -134,10 +134,13 @@ class Search:
         self._running: dict[int, optuna.Trial] = {}
         self._count = 0
         self._chance = Random(seed + len(tried))
+        startup = 2 * len(arms)
+        # So many proposals, those of earlier runs included, are random.
+        self._learns_after = math.inf if algorithm == "random" else startup
         with Quiet():
             # Past trials change what is proposed next, so they also move the seed on.
             self._study = optuna.create_study(
-                direction="maximize", sampler=_sampler(algorithm, seed + len(tried), startup=2 * len(arms))
+                direction="maximize", sampler=_sampler(algorithm, seed + len(tried), startup=startup)
             )
             for one in tried:
                 self._record(one)
@@ -164,12 +167,27 @@ class Search:
             return asked and (candidate, recipe) not in self._proposed
 
         if self._grid is not None:
-            return self._propose(*found) if (found := next((one for one in self._grid if new(*one)), None)) else None
+            point = next((one for one in self._grid if new(*one)), None)
+            return self._propose(*point) if point else None
+        # Before anything is learned candidates take turns: chance would leave one with hardly a recipe.
+        learns = len(self._proposed) >= self._learns_after
+        turns = [arms] if learns else [[arm] for arm in sorted(arms, key=self._times)]
+        return next((found for among in turns if (found := self._draw_new(among, fixed, new))), None)
+
+    def _times(self, arm: Arm) -> int:
+        """How often a candidate was proposed, by earlier runs too."""
+        return sum(candidate == arm.candidate for candidate, _ in self._proposed)
+
+    def _draw_new(
+        self, arms: Sequence[Arm], fixed: Mapping[str, Any], new: Callable[[str, Recipe], bool]
+    ) -> Proposal | None:
+        """Propose a recipe of one of these that has these values and is new; None where none was found."""
         for _ in range(ATTEMPTS if arms else 0):
             with Quiet():
-                if like is not None:
-                    given = {f"{like.candidate}: {field}": value for field, value in fixed.items()}
-                    self._study.enqueue_trial({"candidate": like.candidate, **given})
+                if len(arms) == 1:
+                    name = arms[0].candidate
+                    given = {f"{name}: {field}": value for field, value in fixed.items()}
+                    self._study.enqueue_trial({"candidate": name, **given})
                 trial = self._study.ask()
                 arm = self._arms[trial.suggest_categorical("candidate", list(self._arms))]
                 recipe = self._recipe(arm, trial)
@@ -183,7 +201,7 @@ class Search:
         for _ in range(4 * ATTEMPTS if arms else 0):
             arm = self._chance.choice(arms)
             drawn = {field: _draw(values, self._chance) for field, values in arm.space.items()}
-            recipe = readable_recipe(arm, drawn | fixed)
+            recipe = readable_recipe(arm, {**drawn, **fixed})
             if new(arm.candidate, recipe):
                 return self._propose(arm.candidate, recipe)
         return None

@@ -96,6 +96,16 @@ def test_a_resumed_search_first_proposes_the_defaults_that_are_left():
     assert pairs(run(Search([GOOD, WEAK], tried=tried(before)), 1)) == [("weak", WEAK.default)]
 
 
+def test_at_the_beginning_those_that_lead_take_turns_even_where_one_has_nothing_left():
+    small = Arm("small", Recipe(lr=1e-4), {"lr": Choice(choice=[1e-4, 1e-3])})
+    arms = [Arm(name, Recipe(lr=1e-4), {"lr": Log(log=(1e-5, 1e-3))}) for name in "abcde"] + [small]
+    search = Search(arms)
+    proposals = [search.ask() for _ in arms]
+    proposals += [search.ask(["b", "d", "small"]) for _ in range(6)]
+    assert [one.candidate for one in proposals[6:]] == ["b", "d", "small", "b", "d", "b"]
+    assert len({(one.candidate, one.recipe) for one in proposals}) == 12
+
+
 def test_a_resumed_search_has_learned():
     before = run(Search([GOOD, WEAK]), 20)
     after = run(Search([GOOD, WEAK], tried=tried(before)), 10)

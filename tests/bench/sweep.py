@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -89,7 +90,8 @@ def funnel(
         pause: Bring all to a rung first, and then the best on, in place of deciding as each arrives.
         reduction: Of halving.
         leaders: Candidates that get more than their default recipes, after a third of their way; all by default.
-        trials: How many of the recipes are tried; all by default. Default recipes come first.
+        trials: How many of the recipes are tried; all by default. Default recipes come first, then candidates take
+            turns.
     """
 
     def play(fits: Fits, order: Sequence[int]) -> Choice:
@@ -101,7 +103,8 @@ def funnel(
             defaults = [index for index in left if fits[index].facts["default"]]
             lead, straight = _leading([fits[index] for index in defaults], shares, leaders), set(defaults)
         able = [index for index in left if index in straight or fits[index].candidate in lead]
-        chosen = able[: trials or len(able)]
+        # Candidates take turns, as they do in a search as long as its recipes are random.
+        chosen = sorted(able, key=partial(_turn, able, fits))[: trials or len(able)]
         curves = [Curve(str(index), fits[index].candidate, dict(fits[index].curve)) for index in chosen]
         rungs = [fits[chosen[0]].curve[SHARES.index(share)][0] for share in shares]
         places = np.arange(len(chosen))
@@ -120,6 +123,12 @@ def funnel(
         )
 
     return play
+
+
+def _turn(indices: Sequence[int], fits: Fits, index: int) -> int:
+    """How many fits of its candidate come before one."""
+    mine = [one for one in indices if fits[one].candidate == fits[index].candidate]
+    return mine.index(index)
 
 
 def _leading(fits: Fits, shares: Sequence[float], leaders: int) -> Collection[str]:

@@ -2,7 +2,7 @@
 
 ``simulate`` plays ways of choosing on the fits that ``tests.bench.curves`` has recorded: the rules are pmray's own
 functions, the scores and times are those of real fits, nothing is trained. ``measure`` runs pmray's sweep itself on the
-data sets of some recordings (``measure trec6-1 sst2-1``). ``rank`` measures pmray's ranking beside
+data sets of some recordings (``measure 14 trec6-1 sst2-1``: 14 trials each). ``rank`` measures pmray's ranking beside
 TransformerRanker on the same rows and candidates (it must be installed: ``pip install transformer-ranker``). ``peers``
 runs real searches: pmray, ``Trainer.hyperparameter_search`` with Ray and ASHA, and the documented pattern of Ray Train
 in Ray Tune, with the same recipes on the same rows.
